@@ -1,0 +1,102 @@
+"""What every stage takes and gives back.
+
+A stage is a function `(Work) -> Outcome`. It is idempotent by digest: run again after a crash at any point it finds what it
+did before and goes on. It knows no Git and writes no status; it raises `FlopsError` and the controller maps that to
+`Stalled` or to a retry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from reconciler.environments import Environment, EnvironmentStore, Lock
+from reconciler.federation.data import DataCatalog, DatasetVersion
+from reconciler.federation.training import TrainingResult
+from reconciler.plan import DesiredProject
+from reconciler.runtimes.model import Runtime, Service
+from reconciler.serving.verify import VerificationResult
+from reconciler.spec import MockData, ProjectSLA
+from reconciler.tracking import ModelVersion, Tracking
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a stage ended. `result` is done, reused or rejected (a gate that is not met); `data` goes into status."""
+
+    result: str
+    message: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Tell(Protocol):
+    """Where a stage tells what it is doing: one event of the project's observer."""
+
+    def __call__(self, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """One declared project with everything that its stages need from Git, already resolved."""
+
+    desired: DesiredProject
+    sla: ProjectSLA
+    sla_text: bytes
+    mock_data: MockData | None
+    commit: str
+    ml_repo: Mapping[str, str]
+    """url, commit, tree and subdir of the ML repo: what was resolved, for tags and status."""
+    checkout: Callable[[], Path]
+    """Puts the ML repo's files on disk (content-addressed) and returns their directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The effects that stages may use; all of them are passed in, none is reached for."""
+
+    environments: EnvironmentStore
+    catalog: DataCatalog
+    runtime: Runtime
+    tracking: Callable[[str], Tracking]
+    """The tracking client of a customer; starts the customer's server if it is ours and not running."""
+    runs: Path
+    bundles: Path
+    instance: str
+    clock: Callable[[], float]
+
+
+@dataclass(slots=True)
+class Work:
+    """One project on its way through the stages; each stage fills in what it makes."""
+
+    declared: Declared
+    tools: Tools
+    tell: Tell
+    cancelled: Callable[[], bool]
+    timings: dict[str, float] = field(default_factory=dict)
+    repo_dir: Path | None = None
+    lock: Lock | None = None
+    environment: Environment | None = None
+    dataset: DatasetVersion | None = None
+    shards: tuple[Path, ...] = ()
+    training: TrainingResult | None = None
+    run_id: str = ""
+    version: ModelVersion | None = None
+    bundle: Path | None = None
+    service: Service | None = None
+    verification: VerificationResult | None = None
+
+    @property
+    def desired(self) -> DesiredProject:
+        """The declared project's digests and steps."""
+        return self.declared.desired
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the training run of this digest keeps its rounds, checkpoints and result."""
+        return self.tools.runs / self.desired.name / self.desired.run_digest[:16]
+
+
+StageFunction = Callable[[Work], Outcome]
