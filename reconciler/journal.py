@@ -67,7 +67,14 @@ class Journal:
         self._db = self._open(path)
 
     def append(
-        self, project: str, kind: str, message: str, *, digest: str = "", stage: str = "", data: Mapping[str, Any] | None = None
+        self,
+        project: str,
+        kind: str,
+        message: str,
+        *,
+        digest: str = "",
+        stage: str = "",
+        data: Mapping[str, Any] | None = None,
     ) -> Event:
         """Write one event and return it."""
         at = self._clock()
@@ -130,7 +137,9 @@ class Journal:
                 return _connect(path)
             except sqlite3.Error as error:
                 raise ControllerError(
-                    "FL9001", f"The journal {path.name} cannot be opened: {error}.", cure="Check that its directory is writable."
+                    "FL9001",
+                    f"The journal {path.name} cannot be opened: {error}.",
+                    cure="Check that its directory is writable.",
                 ) from error
 
 

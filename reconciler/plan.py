@@ -176,6 +176,9 @@ class Plan:
         return {project.name: project for project in self.projects}
 
 
+_WITHDRAWN = Action(Stage.DEPLOY, Verb.RUN, "the SLA does not ask for a deployment any more")
+
+
 def plan(desired: Sequence[DesiredProject], observed: Iterable[ObservedProject]) -> Plan:
     """What to do so that `observed` becomes `desired`; projects in alphabetical order."""
     seen = {project.name: project for project in observed}
@@ -230,7 +233,7 @@ def _train(desired: DesiredProject, observed: ObservedProject, inputs: tuple[Inp
         *start,
         Action(Stage.GATE, Verb.RUN, "a new verdict is needed"),
         Action(Stage.REGISTER, Verb.RUN, "a version is registered when the gate is met"),
-        *_after_registration(desired, "the model is new"),
+        *_after_registration(desired, observed, "the model is new"),
     ]
     return ProjectPlan(desired.name, change, reason, digest, tuple(actions), inputs)
 
@@ -244,8 +247,9 @@ def _serve(
     if DEPLOY_STEP not in desired.steps:
         if service is None:
             return ProjectPlan(desired.name, Change.NONE, "the model is registered", model.run_digest, tuple(reused))
-        gone = Action(Stage.DEPLOY, Verb.RUN, "the SLA does not ask for a deployment any more")
-        return ProjectPlan(desired.name, Change.WITHDRAW, gone.reason, model.run_digest, (*reused, gone), inputs)
+        return ProjectPlan(
+            desired.name, Change.WITHDRAW, _WITHDRAWN.reason, model.run_digest, (*reused, _WITHDRAWN), inputs
+        )
     if service and service.healthy and service.serving_digest == desired.serving_digest:
         return ProjectPlan(desired.name, Change.NONE, "what runs is what is declared", model.run_digest, tuple(reused))
     if service is None:
@@ -256,16 +260,17 @@ def _serve(
             reason = "the deployment's settings changed"
     else:
         reason = "the service is not healthy"
-    actions = (*reused, *_after_registration(desired, reason))
+    actions = (*reused, *_after_registration(desired, observed, reason))
     return ProjectPlan(desired.name, Change.DEPLOY, reason, model.run_digest, actions, inputs)
 
 
-def _after_registration(desired: DesiredProject, reason: str) -> list[Action]:
-    if BUILD_STEP not in desired.steps:
-        return [Action(Stage.PACKAGE, Verb.SKIP, f"{BUILD_STEP} is not asked for")]
+def _after_registration(desired: DesiredProject, observed: ObservedProject, reason: str) -> list[Action]:
     package = Action(Stage.PACKAGE, Verb.RUN, f"model bundle with its locked environment: {reason}")
+    if BUILD_STEP not in desired.steps:
+        package = Action(Stage.PACKAGE, Verb.SKIP, f"{BUILD_STEP} is not asked for")
     if DEPLOY_STEP not in desired.steps:
-        return [package, Action(Stage.DEPLOY, Verb.SKIP, f"{DEPLOY_STEP} is not asked for")]
+        skipped = Action(Stage.DEPLOY, Verb.SKIP, f"{DEPLOY_STEP} is not asked for")
+        return [package, _WITHDRAWN if observed.service else skipped]
     return [package, Action(Stage.DEPLOY, Verb.RUN, reason), Action(Stage.VERIFY, Verb.RUN, "before it takes over")]
 
 
