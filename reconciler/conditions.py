@@ -1,7 +1,7 @@
 """Conditions: what the reconciler says of a project, in Kubernetes' and Flux' words.
 
-`Synced` (does what runs match what is declared?) and `Ready` (is what runs healthy?) are two axes and never merged: a project
-whose new SLA stalls stays Ready with its old model.
+`Synced` (does what runs match what is declared?) and `Ready` (is what runs healthy?) are two axes and never merged: a
+project whose new SLA stalls stays Ready with its old model.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Journal:
         )
         with self._lock:
             rows = self._db.execute(query, (after, project, project, limit)).fetchall()
-        return [Event(*row[:7], data=orjson.loads(row[7])) for row in rows]
+        return [Event(*row[:7], orjson.loads(row[7])) for row in rows]
 
     def stages(self, project: str, digest: str = "") -> list[StageRecord]:
         """Every run of a stage of a project, oldest first."""

@@ -1,7 +1,7 @@
 """The plan: what leads from what is observed to what is declared.
 
-Pure: no I/O, no clock, no memory. The same desired and observed state give the same plan, and carrying a plan out leads to
-a state whose plan is empty. Everything else in the reconciler serves to call this function and to do what it says.
+Pure: no I/O, no clock, no memory. The same desired and observed state give the same plan, and carrying a plan out leads
+to a state whose plan is empty. Everything else in the reconciler serves to call this function and to do what it says.
 """
 
 from __future__ import annotations

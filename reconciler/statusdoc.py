@@ -60,10 +60,11 @@ def render(documents: Mapping[str, Document]) -> dict[str, bytes]:
 
 def readme(documents: Mapping[str, Document]) -> str:
     """The table that people see when they open the status branch."""
-    head = "| project | synced | ready | model | accuracy | serves at | says |\n| --- | --- | --- | --- | --- | --- | --- |\n"
+    columns = ("project", "synced", "ready", "model", "accuracy", "serves at", "says")
+    head = f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|\n"
     rows = [_row(name, document) for name, document in sorted(documents.items())]
     return (
-        "# Status\n\nWritten by the reconciler, one commit a transition. What is declared stands on the main branch.\n\n"
+        "# Status\n\nWritten by the reconciler, one commit a transition. What is declared is on the main branch.\n\n"
         + head
         + "\n".join(rows)
         + "\n"
@@ -97,10 +98,14 @@ def condition(document: Document, kind: str) -> dict[str, str] | None:
     return next((item for item in conditions if item.get("type") == kind), None)
 
 
+def clean(text: object) -> str:
+    """Text that is safe on a terminal: one line, no control or direction characters."""
+    return _UNSAFE.sub(" ", str(text))
+
+
 def plain(text: object) -> str:
-    """Text that is safe in a Markdown table and on a terminal: one line, no control or direction characters."""
-    cleaned = _UNSAFE.sub(" ", str(text))
-    return re.sub(r"([\\|`<>\[\]*_])", r"\\\1", cleaned)
+    """Text that is safe in a cell of a Markdown table."""
+    return re.sub(r"([\\|`<>\[\]*_])", r"\\\1", clean(text))
 
 
 def _row(name: str, document: Document) -> str:

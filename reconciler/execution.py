@@ -1,0 +1,124 @@
+"""Carrying out one project's plan: stages in order, intents journalled before effects, errors mapped to what comes next.
+
+The result says what the controller should do: nothing, wait for new content (`Stalled`), or try again (`Transient`).
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from reconciler.budget import Budget
+from reconciler.errors import ControllerError, FlopsError
+from reconciler.journal import Journal
+from reconciler.plan import ProjectPlan, Stage, Verb
+from reconciler.stages import STAGES, Work
+
+
+class Ending(StrEnum):
+    """How the execution of a plan ended."""
+
+    DONE = "done"
+    REJECTED = "rejected"
+    STALLED = "stalled"
+    TRANSIENT = "transient"
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """One line of the table of stages."""
+
+    stage: str
+    result: str
+    seconds: float
+    message: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the status document."""
+        return {
+            "stage": self.stage,
+            "result": self.result,
+            "reused": self.result in {"reused", "skipped"},
+            "seconds": round(self.seconds, 3),
+            "message": self.message,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What came of a plan; `data` is what the stages want in the status document."""
+
+    ending: Ending
+    message: str
+    reports: tuple[StageReport, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    error: FlopsError | None = None
+
+
+def execute(
+    plan: ProjectPlan, work: Work, journal: Journal, budget: Budget, monotonic: Callable[[], float] = time.monotonic
+) -> Execution:
+    """Run the stages that the plan runs; never raises."""
+    reports: list[StageReport] = []
+    data: dict[str, Any] = {}
+    for action in plan.actions:
+        if action.verb is not Verb.RUN:
+            result = "reused" if action.verb is Verb.REUSE else "skipped"
+            reports.append(StageReport(action.stage, result, 0.0, action.reason))
+            continue
+        intent = journal.begin(plan.name, plan.run_digest, action.stage, work.declared.commit)
+        work.tell("stage", f"{action.stage} …", {"stage": action.stage})
+        started = monotonic()
+        error: FlopsError | None = None
+        try:
+            with budget.take(*_needs(work, action.stage)):
+                outcome = STAGES[action.stage](work)
+        except Exception as raised:  # every failure of one project ends here, the others go on
+            error = _as_flops_error(raised, work)
+        seconds = monotonic() - started
+        work.timings[action.stage] = seconds
+        if error is not None:
+            journal.finish(intent, "failed", str(error), seconds)
+            reports.append(StageReport(action.stage, "failed", seconds, error.cause))
+            work.tell("error", str(error), error.to_dict())
+            ending = Ending.TRANSIENT if error.transient else Ending.STALLED
+            return Execution(ending, str(error), tuple(reports), data, error)
+        journal.finish(intent, outcome.result, outcome.message, seconds)
+        reports.append(StageReport(action.stage, outcome.result, seconds, outcome.message))
+        work.tell("stage", f"{action.stage}: {outcome.message} ({seconds:.1f} s)", {"stage": action.stage})
+        data |= outcome.data
+        if outcome.result == "rejected":
+            return Execution(Ending.REJECTED, outcome.message, tuple(reports), data)
+    return Execution(Ending.DONE, reports[-1].message if reports else plan.reason, tuple(reports), data)
+
+
+def _needs(work: Work, stage: Stage) -> tuple[int, int]:
+    """Memory (MB) and CPUs that a stage takes; only training is large enough to count."""
+    if stage is not Stage.TRAIN:
+        return 0, 0
+    constraints = work.declared.sla.resource_constraints
+    learners = work.declared.sla.training_configuration.min_available_clients
+    return constraints.memory * learners, int(constraints.vcpus) * learners
+
+
+def _as_flops_error(raised: Exception, work: Work) -> FlopsError:
+    if isinstance(raised, FlopsError):
+        return raised
+    if isinstance(raised, OSError) and raised.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return ControllerError(
+            "FL9002",
+            "The disk is full.",
+            cure="Free some space, for instance with `flops stop` and by removing old runs; the work goes on by itself.",
+            transient=True,
+        )
+    work.tell("traceback", "".join(traceback.format_exception(raised)))
+    return ControllerError(
+        "FL9003",
+        f"An error that should not happen: {type(raised).__name__}.",
+        cure="The traceback is in `flops logs`; please report it.",
+    )

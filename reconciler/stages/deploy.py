@@ -1,0 +1,75 @@
+"""Deploy: the inference service runs with the declared model, verified before it takes over."""
+
+from __future__ import annotations
+
+from reconciler.digests import short
+from reconciler.errors import ServingError
+from reconciler.federation.runtime_version import mlruntime_dir
+from reconciler.plan import DEPLOY_STEP
+from reconciler.runtimes.model import ServiceSpec
+from reconciler.serving.verify import verify
+from reconciler.stages.model import Outcome, Work
+from reconciler.stages.package import EXTRA
+
+KIND = "inference"
+
+
+def service_name(project: str) -> str:
+    """The runtime's name for a project's inference service."""
+    return f"{KIND}-{project}"
+
+
+def run(work: Work) -> Outcome:
+    """Start or roll over the service; an old one stays when the new one is not healthy or answers wrongly."""
+    name = service_name(work.desired.name)
+    if DEPLOY_STEP not in work.desired.steps:
+        work.tools.runtime.remove(name)
+        return Outcome("done", "the service is removed")
+    if work.bundle is None or work.environment is None:
+        raise ServingError("FL7092", "There is no bundle to deploy.", cure="Run the stage package first.")
+    deployment = work.declared.sla.deployment
+    version = str(work.version.version) if work.version else ""
+    spec = ServiceSpec(
+        name=name,
+        argv=(
+            str(work.environment.python), "-m", "flops_runtime.serve",
+            "--model", str(work.bundle),
+            "--project", work.desired.name,
+            "--version", work.desired.run_digest,
+        ),
+        env={"PYTHONPATH": str(mlruntime_dir()), **(deployment.environment if deployment else {})},
+        cwd=work.bundle,
+        port=deployment.port if deployment else None,
+        health_path="/health",
+        labels={
+            "flops.kind": KIND,
+            "flops.project": work.desired.name,
+            "flops.digest": work.desired.run_digest,
+            "flops.serving": work.desired.serving_digest,
+            "flops.instance": work.tools.instance,
+            "flops.version": version,
+        },
+        socket="inherited",
+    )  # fmt: skip
+
+    work.service = work.tools.runtime.apply(spec, verify=lambda address: _verify_before_takeover(work, address))
+    return Outcome(
+        "done",
+        f"version {version or short(work.desired.run_digest)} answers at {work.service.address}",
+        {"service": {"address": work.service.address, "digest": work.desired.run_digest}},
+    )
+
+
+def _verify_before_takeover(work: Work, address: str) -> None:
+    samples = (work.bundle or work.run_dir) / EXTRA / "samples.npz"
+    if not samples.is_file():
+        return
+    started = work.tools.clock()
+    work.verification = verify(address, samples, work.desired.run_digest)
+    work.timings["verify"] = work.tools.clock() - started
+    if not work.verification.passed:
+        raise ServingError(
+            "FL7093",
+            f"The new version answers wrongly: {work.verification.reason}.",
+            cure="The old version stays in service. Compare the model's own predictions with `flops test-inference`.",
+        )

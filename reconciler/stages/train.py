@@ -1,0 +1,131 @@
+"""Train: the federated run of this digest is finished and recorded in MLflow, once.
+
+The order keeps the promise "no digest is trained twice": a recorded run is reused; a finished run on disk is recorded; a
+half-finished one goes on after its last round; only then is anything trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from reconciler.digests import short
+from reconciler.errors import TrainingError
+from reconciler.federation.training import TrainingEvent, TrainingJob, TrainingResult, run_training
+from reconciler.stages import build, resolve
+from reconciler.stages.model import Outcome, Work
+from reconciler.stages.package import write_extras
+from reconciler.tracking import RoundMetrics, RunRecord
+
+
+def run(work: Work) -> Outcome:
+    """Train, or go on with, or reuse this digest's run."""
+    tracking = work.tools.tracking(work.desired.customer)
+    known = tracking.run_with_digest(work.desired.name, work.desired.customer, work.desired.run_digest)
+    if known is not None:
+        work.run_id = known.run_id
+        return Outcome("reused", f"run {known.run_id[:8]} has digest {short(work.desired.run_digest)}")
+    if work.dataset is None:
+        resolve.run(work)
+    if work.environment is None:
+        build.run(work)
+    work.training = run_training(_job(work), on_event=lambda event: _tell(work, event), cancelled=work.cancelled)
+    if work.lock is not None:
+        write_extras(work.training.model_dir, work.lock, work.training.samples)
+    work.run_id = tracking.record_run(_record(work, work.training))
+    best = work.training.rounds[work.training.best_round - 1]
+    holdout = work.training.holdout.get("accuracy")
+    held_out = f", {holdout:.4f} on {int(work.training.holdout.get('rows', 0)):,} held-out rows" if holdout else ""
+    return Outcome(
+        "done",
+        f"{len(work.training.rounds)} rounds, best is round {best.round} with accuracy {best.accuracy:.4f}{held_out}",
+        {
+            "training": {
+                "best_round": best.round,
+                "metrics": {"accuracy": best.accuracy, "loss": best.loss},
+                "holdout": dict(work.training.holdout),
+                "resumed_from": work.training.resumed_from,
+            }
+        },
+    )
+
+
+def _job(work: Work) -> TrainingJob:
+    if work.dataset is None or work.environment is None or work.repo_dir is None:
+        raise TrainingError("FL5090", "The training's inputs are not there.", cure="Run resolve and build first.")
+    sla = work.declared.sla
+    training = sla.training_configuration
+    learners = training.min_available_clients
+    partitions = work.declared.mock_data.number_of_partitions if work.declared.mock_data else None
+    work.shards = tuple(
+        work.tools.catalog.shards(work.dataset, learners, training.seed or 0, work.tools.runs / "shards", partitions)
+    )
+    holdout = work.dataset.directory / "holdout.arrow"
+    return TrainingJob(
+        project=work.desired.name,
+        digest=work.desired.run_digest,
+        customer=work.desired.customer,
+        repo_dir=work.repo_dir,
+        python=work.environment.python,
+        shards=work.shards,
+        holdout=holdout if holdout.is_file() else None,
+        run_dir=work.run_dir,
+        flavor=str(sla.ml_model_flavor),
+        rounds=training.training_rounds,
+        seed=training.seed,
+        min_available=training.min_available_clients,
+        min_fit=training.min_fit_clients,
+        min_evaluate=training.min_evaluate_clients,
+        fraction_fit=training.fraction_fit,
+        strategy_name=training.strategy.name,
+        strategy_arguments=training.strategy.arguments,
+        round_timeout=training.round_timeout,
+        memory_mb=sla.resource_constraints.memory,
+        vcpus=sla.resource_constraints.vcpus,
+        metric=training.best_model.metric,
+        direction="max" if training.best_model.direction == "maximize" else "min",
+    )
+
+
+def _record(work: Work, result: TrainingResult) -> RunRecord:
+    return RunRecord(
+        customer=work.desired.customer,
+        project=work.desired.name,
+        digest=work.desired.run_digest,
+        params={name: text for name, text in work.desired.training.items() if len(text) <= 500},
+        rounds=tuple(
+            RoundMetrics(
+                step=item.round,
+                metrics={
+                    "loss": item.loss,
+                    "accuracy": item.accuracy,
+                    **item.metrics,
+                    "learners_fit": item.learners_fit,
+                    "learners_evaluated": item.learners_evaluated,
+                    "failures": item.failures,
+                    "round_seconds": item.seconds,
+                },
+            )
+            for item in result.rounds
+        ),
+        best_round=result.best_round,
+        holdout=dict(result.holdout),
+        tags={
+            "flops.commit": work.declared.commit,
+            "flops.ml_repo_url": work.declared.ml_repo["url"],
+            "flops.ml_repo_commit": work.declared.ml_repo["commit"],
+            "flops.ml_repo_tree": work.declared.ml_repo["tree"],
+            "flops.lock_digest": work.lock.digest if work.lock else "",
+            "flops.dataset": work.dataset.digest if work.dataset else "",
+        },
+        sla=work.declared.sla_text,
+        timings=dict(work.timings) | {"train": result.seconds},
+        model_dir=result.model_dir,
+    )
+
+
+def _tell(work: Work, event: TrainingEvent) -> None:
+    data: Mapping[str, object] = {"round": event.round, "total": event.total, **event.data}
+    work.tell(event.kind, event.message, data)
+
+
