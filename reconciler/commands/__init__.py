@@ -1,0 +1,1 @@
+"""What the commands of the CLI do: they call the packages and show what comes back."""

@@ -1,0 +1,46 @@
+"""`flops reconcile --once`."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from reconciler.console import CycleConsole
+from reconciler.controller import Controller, CycleResult
+from reconciler.engine import open_engine
+from reconciler.events import Observer
+from reconciler.execution import Ending
+from reconciler.statusdoc import clean
+
+
+def reconcile_once(repo: Path, state: Path | None, console: Console, *, verbose: bool) -> int:
+    """One cycle to convergence; 0 when everything is as declared, 1 when something stalled or will be retried."""
+    engine = open_engine(repo, state)
+    with CycleConsole(console, verbose=verbose) as screen:
+        controller = Controller(engine, Observer(engine.journal, (screen,)))
+        signal.signal(signal.SIGTERM, lambda *_: controller.stop())
+        result = controller.converge()
+    _show(console, result)
+    problems = any(project.problems for project in result.view.desired)
+    bad = any(item.ending is not Ending.DONE for item in result.executions.values())
+    return 1 if bad or problems or not result.converged else 0
+
+
+def _show(console: Console, result: CycleResult) -> None:
+    if not result.executions:
+        console.print("Nothing to do: what runs is what is declared.")
+    for name, execution in sorted(result.executions.items()):
+        table = Table(title=f"{name}: {execution.ending}", title_justify="left")
+        for column in ("stage", "result", "seconds", "says"):
+            table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
+        for report in execution.reports:
+            table.add_row(report.stage, report.result, f"{report.seconds:.2f}", clean(report.message))
+        console.print(table)
+    for project in result.view.desired:
+        for problem in project.problems:
+            where = f"{problem['path']}:{problem['line']}:{problem['column']}"
+            text = f"{project.name}: {where} {problem['code']} {problem['cause']} {problem['cure']}"
+            console.print(clean(text), style="red", markup=False, highlight=False)

@@ -1,0 +1,135 @@
+"""`flops status`, `flops logs`, `flops history`: the status branch, the observer and the journal, for people and machines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from reconciler.console import line
+from reconciler.digests import short
+from reconciler.engine import Engine, open_engine
+from reconciler.errors import ControllerError
+from reconciler.stages.deploy import service_name
+from reconciler.statusdoc import Document, clean, condition, read_documents
+
+REFRESH = 1.0
+
+
+def show_status(
+    repo: Path, state: Path | None, console: Console, project: str, *, as_json: bool, watch: bool
+) -> int:
+    """Print the status; 0 when everything shown is Ready and Synced, 1 otherwise."""
+    engine = open_engine(repo, state)
+    shown: dict[str, Document] | None = None
+    while True:
+        documents = _documents(engine, project)
+        if documents != shown:
+            shown = documents
+            if as_json:
+                print(orjson.dumps({"projects": list(documents.values())}, option=orjson.OPT_INDENT_2).decode())
+            else:
+                _table(console, documents)
+        if not watch:
+            return 0 if all(_good(document) for document in documents.values()) else 1
+        time.sleep(REFRESH)
+
+
+def show_logs(
+    repo: Path, state: Path | None, console: Console, project: str, *, follow: bool, service: bool
+) -> None:
+    """Print a project's events, or its server's own log."""
+    engine = open_engine(repo, state)
+    if service:
+        for text in engine.runtime.logs(service_name(project)):
+            console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
+        return
+    last = 0
+    while True:
+        for event in engine.journal.events(project, after=last):
+            last = event.id
+            console.print(line(event), highlight=False, soft_wrap=True)
+        if not follow:
+            return
+        time.sleep(REFRESH / 2)
+
+
+def show_history(repo: Path, state: Path | None, console: Console, project: str, *, as_json: bool) -> None:
+    """Print every run of a stage that the journal has of a project."""
+    records = open_engine(repo, state).journal.stages(project)
+    if as_json:
+        rows = [
+            {
+                "digest": item.digest, "stage": item.stage, "commit": item.commit, "started": item.started,
+                "seconds": item.seconds, "result": item.result, "message": item.message,
+            }
+            for item in records
+        ]  # fmt: skip
+        print(orjson.dumps({"stages": rows}, option=orjson.OPT_INDENT_2).decode())
+        return
+    table = Table()
+    for column in ("when", "commit", "digest", "stage", "result", "seconds", "says"):
+        table.add_column(column, overflow="fold")
+    for item in records:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item.started))
+        seconds = f"{item.seconds:.2f}" if item.seconds is not None else ""
+        result = item.result or "cut off"
+        table.add_row(when, item.commit[:8], short(item.digest), item.stage, result, seconds, clean(item.message))
+    console.print(table)
+
+
+def _documents(engine: Engine, project: str) -> dict[str, Document]:
+    documents = read_documents(engine.status.read())
+    if project and project not in documents:
+        raise ControllerError(
+            "FL9006",
+            f"There is no status of a project {project!r}.",
+            cure=f"Known are: {', '.join(sorted(documents)) or 'none; run `flops reconcile --once` first'}.",
+        )
+    services = {service.name: service for service in engine.runtime.observe()}
+    chosen = {name: document for name, document in documents.items() if not project or name == project}
+    for name, document in chosen.items():
+        service = services.get(service_name(name))
+        document["live"] = {"healthy": service.healthy, "restarts": service.restarts} if service else None
+    return chosen
+
+
+def _good(document: Mapping[str, Any]) -> bool:
+    found = [condition(dict(document), kind) or {} for kind in ("Synced", "Ready")]
+    return all(item.get("status") == "True" for item in found)
+
+
+def _table(console: Console, documents: Mapping[str, Document]) -> None:
+    table = Table()
+    for column in ("project", "synced", "ready", "model", "accuracy", "serves at", "says"):
+        table.add_column(column, overflow="fold")
+    for name, document in sorted(documents.items()):
+        model = document.get("model") or {}
+        metrics = model.get("holdout") or model.get("metrics") or {}
+        accuracy = f"{metrics['accuracy']:.4f}" if isinstance(metrics.get("accuracy"), float) else ""
+        version = f"v{model['version']} {short(model['digest'])}" if model.get("version") else ""
+        service = document.get("service") or {}
+        live = document.get("live")
+        address = f"{service.get('address', '')}{'' if live and live['healthy'] else ' (down)'}" if service else ""
+        marks = [_mark(document, kind) for kind in ("Synced", "Ready")]
+        says = next(
+            (
+                item["message"]
+                for kind in ("Stalled", "Suspended", "Reconciling", "Ready")
+                if (item := condition(document, kind))
+            ),
+            "",
+        )
+        table.add_row(name, *marks, version, accuracy, address, clean(says))
+    console.print(table)
+
+
+def _mark(document: Document, kind: str) -> str:
+    found = condition(document, kind) or {}
+    style = "green" if found.get("status") == "True" else "red"
+    return f"[{style}]{found.get('status', '?')}[/] {found.get('reason', '')}"
