@@ -27,10 +27,25 @@ CODES: dict[str, str] = {
     # --- FL3xxx environments
     # --- FL4xxx data
     # --- FL5xxx training
+    "FL5090": "the inputs of a training are not there",
     # --- FL6xxx tracking
+    "FL6020": "the registry lost the version of a digest",
+    "FL6030": "the tracking server does not answer",
     # --- FL7xxx serving
+    "FL7090": "there is no service to verify",
+    "FL7091": "the service answers wrongly after it took over",
+    "FL7092": "there is no bundle to deploy",
+    "FL7093": "a new version answers wrongly and does not take over",
+    "FL7094": "no inference service of that project is running",
+    "FL7095": "the model has no held-out samples",
     # --- FL8xxx status
     # --- FL9xxx controller
+    "FL9001": "the journal cannot be opened",
+    "FL9002": "the disk is full",
+    "FL9003": "an error of the reconciler itself",
+    "FL9004": "another reconciler works on the same state directory",
+    "FL9005": "the tracked branch declares no project any more",
+    "FL9006": "there is no status of that project",
 }
 
 
