@@ -58,7 +58,7 @@ class Output(StrEnum):
 @app.command()
 def validate(
     paths: Annotated[list[Path] | None, typer.Argument(help="Files or folders [the whole GitOps repo].")] = None,
-    format: Annotated[Format, typer.Option(help="How errors are shown.")] = Format.TEXT,  # noqa: A002
+    format: Annotated[Format, typer.Option(help="How errors are shown.")] = Format.TEXT,
     repo: Repo = HERE,
 ) -> None:
     """Check SLAs, mock data and flops.yaml."""
@@ -73,7 +73,7 @@ def validate(
 def plan(
     base: Annotated[str, typer.Option(help="Compare with this revision instead of what is there.")] = "",
     head: Annotated[str, typer.Option(help="The revision to plan for [the tracked branch].")] = "",
-    format: Annotated[PlanFormat, typer.Option(help="How the plan is shown.")] = PlanFormat.TEXT,  # noqa: A002
+    format: Annotated[PlanFormat, typer.Option(help="How the plan is shown.")] = PlanFormat.TEXT,
     repo: Repo = HERE,
     state: State = None,
 ) -> None:
@@ -149,7 +149,9 @@ def rollback(
     from reconciler.source import GitRepo
 
     commit = GitRepo(repo).revert_commit(project, to or None)
-    typer.echo(f"{commit[:12]} takes {project} back. Push it; no training is needed where the model is still registered.")
+    typer.echo(
+        f"{commit[:12]} takes {project} back. Push it; no training is needed where the model is still registered."
+    )
 
 
 @app.command()

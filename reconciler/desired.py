@@ -68,9 +68,7 @@ class DesiredState:
             self._parsed[files.tree] = parse_project(files)
         return self._parsed[files.tree]
 
-    def _declare(
-        self, snapshot: Snapshot, files: ProjectFiles, parsed: Parsed, record: Mapping[str, Any]
-    ) -> Declared:
+    def _declare(self, snapshot: Snapshot, files: ProjectFiles, parsed: Parsed, record: Mapping[str, Any]) -> Declared:
         sla = parsed.sla
         revision = self._revision(snapshot, files, sla, record.get("ml_repo") or {})
         training = dict(flatten(training_spec(sla)))

@@ -66,9 +66,7 @@ def observe(
             continue
         found = [item for item in versions.get(project.customer, ()) if item.project == name]
         try:
-            projects.append(
-                _project(project, document, found, services.get(name), clients.get(project.customer))
-            )
+            projects.append(_project(project, document, found, services.get(name), clients.get(project.customer)))
         except FlopsError as error:
             unreachable[project.customer] = error
             projects.append(_without_registry(name, document, services.get(name)))

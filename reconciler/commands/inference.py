@@ -36,9 +36,7 @@ def show_prediction(repo: Path, state: Path | None, project: str, data: Path | N
     print(orjson.dumps({**answer, "label": label}).decode())
 
 
-def test_service(
-    repo: Path, state: Path | None, console: Console, project: str, *, loop: bool, as_json: bool
-) -> int:
+def test_service(repo: Path, state: Path | None, console: Console, project: str, *, loop: bool, as_json: bool) -> int:
     """Verify a service, once or until interrupted; 0 when every answer was right."""
     engine = open_engine(repo, state)
     while True:

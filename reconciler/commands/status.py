@@ -21,9 +21,7 @@ from reconciler.statusdoc import Document, clean, condition, read_documents
 REFRESH = 1.0
 
 
-def show_status(
-    repo: Path, state: Path | None, console: Console, project: str, *, as_json: bool, watch: bool
-) -> int:
+def show_status(repo: Path, state: Path | None, console: Console, project: str, *, as_json: bool, watch: bool) -> int:
     """Print the status; 0 when everything shown is Ready and Synced, 1 otherwise."""
     engine = open_engine(repo, state)
     shown: dict[str, Document] | None = None
@@ -40,9 +38,7 @@ def show_status(
         time.sleep(REFRESH)
 
 
-def show_logs(
-    repo: Path, state: Path | None, console: Console, project: str, *, follow: bool, service: bool
-) -> None:
+def show_logs(repo: Path, state: Path | None, console: Console, project: str, *, follow: bool, service: bool) -> None:
     """Print a project's events, or its server's own log."""
     engine = open_engine(repo, state)
     if service:

@@ -7,7 +7,6 @@ half-finished one goes on after its last round; only then is anything trained.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from reconciler.digests import short
 from reconciler.errors import TrainingError
@@ -127,5 +126,3 @@ def _record(work: Work, result: TrainingResult) -> RunRecord:
 def _tell(work: Work, event: TrainingEvent) -> None:
     data: Mapping[str, object] = {"round": event.round, "total": event.total, **event.data}
     work.tell(event.kind, event.message, data)
-
-
