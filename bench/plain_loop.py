@@ -33,9 +33,7 @@ def main() -> None:
             manager.set_model_parameters([np.copy(item) for item in parameters])
             answers.append((manager.fit_model(), [np.copy(item) for item in manager.get_model_parameters()]))
         total = sum(count for count, _ in answers)
-        parameters = [
-            sum(count / total * values[index] for count, values in answers) for index in range(len(parameters))
-        ]
+        parameters = [sum(count / total * values[index] for count, values in answers) for index in range(len(parameters))]
         results = []
         for manager in managers:
             manager.set_model_parameters([np.copy(item) for item in parameters])

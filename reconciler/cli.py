@@ -1,7 +1,7 @@
 """The command line: one function a command, no logic.
 
-User mistakes end with one clear sentence and an exit code, never with a traceback. Exit codes: 0 done (for `plan`: nothing to
-do), 1 not done or changes, 2 an error. Heavy imports stay inside the commands: `flops validate` starts in 0.2 s.
+User mistakes end with one clear sentence and an exit code, never with a traceback. Exit codes: 0 done (for `plan`: nothing
+to do), 1 not done or changes, 2 an error. Heavy imports stay inside the commands: `flops validate` starts in 0.2 s.
 """
 
 from __future__ import annotations
@@ -149,9 +149,7 @@ def rollback(
     from reconciler.source import GitRepo
 
     commit = GitRepo(repo).revert_commit(project, to or None)
-    typer.echo(
-        f"{commit[:12]} takes {project} back. Push it; no training is needed where the model is still registered."
-    )
+    typer.echo(f"{commit[:12]} takes {project} back. Push it; no training is needed where the model is still registered.")
 
 
 @app.command()

@@ -221,11 +221,7 @@ class Controller:
 
     def _publish(self, before: Mapping[str, Document], documents: Mapping[str, Document]) -> str:
         merged = merge(before, documents)
-        if merged == dict(before):
-            message = "status"
-        else:
-            message = subject(before, merged)
-        result = self._engine.status.publish(render(merged), message)
+        result = self._engine.status.publish(render(merged), subject(before, merged) or "status")
         if result.error:
             self._observer.tell("", "warning", f"the status branch was not pushed: {result.error}")
         return result.commit or ""

@@ -70,7 +70,7 @@ class DesiredState:
 
     def _declare(self, snapshot: Snapshot, files: ProjectFiles, parsed: Parsed, record: Mapping[str, Any]) -> Declared:
         sla = parsed.sla
-        revision = self._revision(snapshot, files, sla, record.get("ml_repo") or {})
+        revision = self._revision(snapshot, sla, record.get("ml_repo") or {})
         training = dict(flatten(training_spec(sla)))
         training |= {
             "customer": sla.customer_id,
@@ -97,7 +97,7 @@ class DesiredState:
             "commit": revision.commit,
             "tree": revision.tree,
             "subdir": revision.subdir,
-            "content": content_key(files, sla),
+            "content": content_key(sla),
         }
         return Declared(
             desired=desired,
@@ -109,11 +109,9 @@ class DesiredState:
             checkout=self._checkout(revision),
         )
 
-    def _revision(
-        self, snapshot: Snapshot, files: ProjectFiles, sla: ProjectSLA, record: Mapping[str, str]
-    ) -> MLRepoRevision:
+    def _revision(self, snapshot: Snapshot, sla: ProjectSLA, record: Mapping[str, str]) -> MLRepoRevision:
         follows = sla.triggers is not None and sla.triggers.on_ml_repo_push
-        if not follows and record.get("content") == content_key(files, sla) and not sla.ml_repo_url.startswith("."):
+        if not follows and record.get("content") == content_key(sla) and not sla.ml_repo_url.startswith("."):
             return MLRepoRevision(record["url"], record["commit"], record["tree"], record["subdir"])
         return self._repos.resolve(sla.ml_repo_url, sla.ml_repo_ref, sla.ml_repo_subdir, snapshot)
 
@@ -142,7 +140,7 @@ def parse_project(files: ProjectFiles) -> Parsed | tuple[Mapping[str, Any], ...]
     return Parsed(sla, files.files[sla_name], mock_data)
 
 
-def content_key(files: ProjectFiles, sla: ProjectSLA) -> str:
+def content_key(sla: ProjectSLA) -> str:
     """What a resolved ML repo revision belongs to: the SLA's content, not the commit that it came with."""
     return digest_of([sla.ml_repo_url, sla.ml_repo_ref, sla.ml_repo_subdir, training_spec(sla)])
 

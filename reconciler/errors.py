@@ -66,9 +66,7 @@ class Where:
 class FlopsError(Exception):
     """An error with a stable code, one sentence of cause and one of cure."""
 
-    def __init__(
-        self, code: str, cause: str, *, cure: str, where: Where | None = None, transient: bool = False
-    ) -> None:
+    def __init__(self, code: str, cause: str, *, cure: str, where: Where | None = None, transient: bool = False) -> None:
         super().__init__(cause)
         self.code = code
         self.cause = cause
@@ -97,7 +95,7 @@ class SpecError(FlopsError):
     """An SLA, mock-data or operator file that cannot be accepted."""
 
 
-class SpecErrors(Exception):
+class SpecErrors(Exception):  # noqa: N818 – it is several errors
     """All the errors of one file, so that a user mends them in one go."""
 
     def __init__(self, errors: Sequence[SpecError]) -> None:

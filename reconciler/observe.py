@@ -116,6 +116,4 @@ def _service(service: Service | None) -> ObservedService | None:
     if service is None:
         return None
     labels = service.labels
-    return ObservedService(
-        labels.get("flops.serving", ""), labels.get("flops.digest", ""), service.healthy, service.address
-    )
+    return ObservedService(labels.get("flops.serving", ""), labels.get("flops.digest", ""), service.healthy, service.address)

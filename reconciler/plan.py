@@ -212,9 +212,7 @@ def changed_inputs(before: Mapping[str, str], after: Mapping[str, str]) -> tuple
         return ()
     names = sorted(before.keys() | after.keys())
     return tuple(
-        InputChange(name, before.get(name, ""), after.get(name, ""))
-        for name in names
-        if before.get(name) != after.get(name)
+        InputChange(name, before.get(name, ""), after.get(name, "")) for name in names if before.get(name) != after.get(name)
     )
 
 
@@ -247,9 +245,7 @@ def _serve(
     if DEPLOY_STEP not in desired.steps:
         if service is None:
             return ProjectPlan(desired.name, Change.NONE, "the model is registered", model.run_digest, tuple(reused))
-        return ProjectPlan(
-            desired.name, Change.WITHDRAW, _WITHDRAWN.reason, model.run_digest, (*reused, _WITHDRAWN), inputs
-        )
+        return ProjectPlan(desired.name, Change.WITHDRAW, _WITHDRAWN.reason, model.run_digest, (*reused, _WITHDRAWN), inputs)
     if service and service.healthy and service.serving_digest == desired.serving_digest:
         return ProjectPlan(desired.name, Change.NONE, "what runs is what is declared", model.run_digest, tuple(reused))
     if service is None:

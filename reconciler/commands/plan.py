@@ -87,12 +87,8 @@ def as_text(planned: Plan) -> str:
         lines.append(f"{item.name}: {item.change}{digest} – {item.reason}")
         if item.is_noop:
             continue
-        lines += [
-            f"    {change.name}: {change.before or 'nothing'} → {change.after or 'nothing'}" for change in item.inputs
-        ]
-        lines += [
-            f"  {MARK[action.verb]} {action.stage:<9} {action.verb:<6} {action.reason}" for action in item.actions
-        ]
+        lines += [f"    {change.name}: {change.before or 'nothing'} → {change.after or 'nothing'}" for change in item.inputs]
+        lines += [f"  {MARK[action.verb]} {action.stage:<9} {action.verb:<6} {action.reason}" for action in item.actions]
     lines.append("Nothing to do." if planned.is_noop else _summary(planned.projects))
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""`flops status`, `flops logs`, `flops history`: the status branch, the observer and the journal, for people and machines."""
+"""`flops status`, `flops logs`, `flops history`: status branch, observer and journal, for people and machines."""
 
 from __future__ import annotations
 

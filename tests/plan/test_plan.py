@@ -157,6 +157,4 @@ def test_no_digest_is_trained_twice(history: list[tuple[DesiredProject, bool]]) 
 def test_a_digest_depends_on_its_inputs_and_not_on_their_order(inputs: Mapping[str, str]) -> None:
     backwards = dict(reversed(list(inputs.items())))
     assert DesiredProject("a", "c", inputs).run_digest == DesiredProject("a", "c", backwards).run_digest
-    assert (
-        DesiredProject("a", "c", {**inputs, "new-input": "1"}).run_digest != DesiredProject("a", "c", inputs).run_digest
-    )
+    assert DesiredProject("a", "c", {**inputs, "new-input": "1"}).run_digest != DesiredProject("a", "c", inputs).run_digest

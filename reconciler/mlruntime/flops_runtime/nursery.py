@@ -1,0 +1,148 @@
+"""Where learner processes are born: one process that has imported the heavy libraries once and forks.
+
+It never imports user code and has one thread, so that a fork is cheap (some milliseconds), safe, and shares the libraries'
+memory. It is what `multiprocessing`'s fork server is, without that one's socket file (whose path may not be longer than 108
+bytes: a run directory's often is) and without its tracker process. It ends with its parent, and its children end with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+PRELOAD = {
+    "sklearn": ["sklearn.linear_model", "sklearn.neural_network"],
+    "pytorch": ["torch", "torch.nn", "torch.utils.data"],
+    "keras": [],  # TensorFlow starts threads when imported: it must not be loaded before a fork
+}
+_COMMON = ["numpy", "flwr.clientapp", "flwr.common.serde", "datasets", "flops_runtime.learner"]
+_MESSAGE_LIMIT = 1 << 17
+
+
+class Nursery:
+    """The aggregator's handle on the process that forks."""
+
+    def __init__(self, flavor: str) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = ours
+        self._statuses: dict[int, int] = {}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "flops_runtime.nursery", str(theirs.fileno()), flavor],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+
+    def fork(self, role: str, spec: dict[str, Any]) -> tuple[int, Connection]:
+        """Starts one child in a role; returns its process id and the connection to it. Raises OSError if it cannot."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._socket, [json.dumps({"role": role, "spec": spec}).encode()], [theirs.fileno()])
+        while True:
+            answer = self._receive()
+            if "pid" in answer:
+                return int(answer["pid"]), Connection(ours.detach())
+
+    def exit_status(self, pid: int, timeout: float = 2.0) -> int | None:
+        """The wait status of a child that has ended; None if it was not told in `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while pid not in self._statuses:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._socket], [], [], left)[0]:
+                return None
+            self._receive()
+        return self._statuses[pid]
+
+    def close(self) -> None:
+        """Ends the nursery and with it all of its children."""
+        self._socket.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _receive(self) -> dict[str, Any]:
+        data = self._socket.recv(_MESSAGE_LIMIT)
+        if not data:
+            raise OSError("the process that starts learners has ended")
+        answer: dict[str, Any] = json.loads(data)
+        if "exited" in answer:
+            self._statuses[int(answer["exited"])] = int(answer["status"])
+        return answer
+
+
+def main(arguments: list[str]) -> None:
+    """The nursery process: import, then fork on request until the aggregator is gone."""
+    from flops_runtime import sandbox
+
+    sandbox.die_with_parent()
+    control = socket.socket(fileno=int(arguments[0]))
+    for name in [*_COMMON, *PRELOAD.get(arguments[1], [])]:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # keeps the collector from touching, and so copying, the shared pages
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    while True:
+        ready, _, _ = select.select([control, wake_read], [], [])
+        if wake_read in ready:
+            os.read(wake_read, 4096)
+            _report_exits(control)
+        if control in ready:
+            data, fds, _, _ = socket.recv_fds(control, _MESSAGE_LIMIT, 1)
+            if not data:
+                return
+            _give_birth(control, json.loads(data), fds[0], (wake_read, wake_write))
+
+
+def _report_exits(control: socket.socket) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            control.send(json.dumps({"exited": ended[0], "status": ended[1]}).encode())
+
+
+def _give_birth(control: socket.socket, order: dict[str, Any], fd: int, wake: tuple[int, int]) -> None:
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        os.close(fd)
+        control.send(json.dumps({"pid": pid}).encode())
+        return
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        control.close()
+        for number in wake:
+            os.close(number)
+        from flops_runtime import sandbox
+
+        sandbox.die_with_parent()
+        module = importlib.import_module(f"flops_runtime.{order['role']}")
+        module.run(Connection(fd), order["spec"])
+        status = 0
+    except (EOFError, BrokenPipeError):
+        status = 0  # the aggregator has gone: there is nobody left to tell
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
