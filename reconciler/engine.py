@@ -96,6 +96,7 @@ class Engine:
             catalog=self.catalog,
             runtime=self.runtime,
             tracking=self.tracking,
+            tracking_if_any=self.tracking_if_any,
             runs=self.state / "runs",
             bundles=self.state / "bundles",
             instance=self.config.instance,

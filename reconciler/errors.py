@@ -30,6 +30,7 @@ CODES: dict[str, str] = {
     "FL5090": "the inputs of a training are not there",
     # --- FL6xxx tracking
     "FL6020": "the registry lost the version of a digest",
+    "FL6021": "MLflow lost the run of a digest",
     "FL6030": "the tracking server does not answer",
     # --- FL7xxx serving
     "FL7090": "there is no service to verify",

@@ -62,14 +62,15 @@ def observe(
         project = wanted.get(name)
         document = documents.get(name, {})
         if project is None or project.customer in unreachable:
-            projects.append(_without_registry(name, document, services.get(name)))
+            error = unreachable.get(project.customer) if project else None
+            projects.append(_without_registry(name, document, services.get(name), str(error or "")))
             continue
         found = [item for item in versions.get(project.customer, ()) if item.project == name]
         try:
             projects.append(_project(project, document, found, services.get(name), clients.get(project.customer)))
         except FlopsError as error:
             unreachable[project.customer] = error
-            projects.append(_without_registry(name, document, services.get(name)))
+            projects.append(_without_registry(name, document, services.get(name), str(error)))
     return Observed(tuple(projects), services, versions, unreachable)
 
 
@@ -103,8 +104,8 @@ def _project(
     )
 
 
-def _without_registry(name: str, document: Mapping[str, Any], service: Service | None) -> ObservedProject:
-    return ObservedProject(name, service=_service(service), recorded=document.get("inputs") or {})
+def _without_registry(name: str, document: Mapping[str, Any], service: Service | None, why: str) -> ObservedProject:
+    return ObservedProject(name, service=_service(service), recorded=document.get("inputs") or {}, unknown=why)
 
 
 def _stalled(document: Mapping[str, Any]) -> dict[str, str]:

@@ -49,6 +49,7 @@ class Change(StrEnum):
     INVALID = "invalid"
     SUSPENDED = "suspended"
     STALLED = "stalled"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,8 @@ class ObservedProject:
     """Serving digests that ended in a terminal error, with the error: they wait for new content."""
     service: ObservedService | None = None
     recorded: Mapping[str, str] = field(default_factory=dict)
+    unknown: str = ""
+    """Why the project could not be observed. Nothing is done then: a registry that does not answer is not an empty one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,7 @@ class ProjectPlan:
     @property
     def is_noop(self) -> bool:
         """True when nothing will be done."""
-        return self.change in {Change.NONE, Change.INVALID, Change.SUSPENDED, Change.STALLED}
+        return self.change in {Change.NONE, Change.INVALID, Change.SUSPENDED, Change.STALLED, Change.UNKNOWN}
 
     def runs(self, stage: Stage) -> bool:
         """Whether this plan runs a stage (and does not reuse or skip it)."""
@@ -195,6 +198,8 @@ def plan_project(desired: DesiredProject, observed: ObservedProject) -> ProjectP
     digest = desired.run_digest
     if desired.suspended:
         return ProjectPlan(desired.name, Change.SUSPENDED, "suspend is true", digest)
+    if observed.unknown:
+        return ProjectPlan(desired.name, Change.UNKNOWN, observed.unknown, digest)
     if desired.serving_digest in observed.stalled:
         return ProjectPlan(desired.name, Change.STALLED, observed.stalled[desired.serving_digest], digest)
     if desired.gate_digest in observed.rejected:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from reconciler.digests import short
+from reconciler.errors import TrackingError
 from reconciler.stages.model import Outcome, Work
 from reconciler.tracking import evaluate_gate
 
 
 def run(work: Work) -> Outcome:
     """Compare the best round's metrics with the SLA's gate and with the model in production, if the gate says so."""
+    tracking = work.tools.tracking(work.desired.customer)
+    recorded = tracking.run_with_digest(work.desired.name, work.desired.customer, work.desired.run_digest)
+    if recorded is None:
+        raise TrackingError(
+            "FL6021",
+            f"MLflow has no finished run with digest {short(work.desired.run_digest)} any more.",
+            cure="The next cycle trains it again.",
+            transient=True,
+        )
+    work.run_id, metrics = recorded.run_id, dict(recorded.metrics)
     gate = work.declared.sla.evaluation_gate
     if gate is None:
         return Outcome("done", "no gate is declared")
-    tracking = work.tools.tracking(work.desired.customer)
-    run_info = tracking.run_with_digest(work.desired.name, work.desired.customer, work.desired.run_digest)
-    metrics = dict(run_info.metrics) if run_info else {}
     production = tracking.metrics_of_alias(work.desired.customer, work.desired.name, "production")
     verdict = evaluate_gate(gate, metrics, production)
     if verdict.passed:

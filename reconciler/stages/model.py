@@ -61,6 +61,8 @@ class Tools:
     runtime: Runtime
     tracking: Callable[[str], Tracking]
     """The tracking client of a customer; starts the customer's server if it is ours and not running."""
+    tracking_if_any: Callable[[str], Tracking | None]
+    """The same, but None for a customer of ours that has no registry yet: then there is no run to look for."""
     runs: Path
     bundles: Path
     instance: str

@@ -7,6 +7,7 @@ half-finished one goes on after its last round; only then is anything trained.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from reconciler.digests import short
 from reconciler.errors import TrainingError
@@ -19,19 +20,22 @@ from reconciler.tracking import RoundMetrics, RunRecord
 
 def run(work: Work) -> Outcome:
     """Train, or go on with, or reuse this digest's run."""
-    tracking = work.tools.tracking(work.desired.customer)
-    known = tracking.run_with_digest(work.desired.name, work.desired.customer, work.desired.run_digest)
-    if known is not None:
+    tracking = work.tools.tracking_if_any(work.desired.customer)
+    known = tracking and tracking.run_with_digest(work.desired.name, work.desired.customer, work.desired.run_digest)
+    if known:
         work.run_id = known.run_id
         return Outcome("reused", f"run {known.run_id[:8]} has digest {short(work.desired.run_digest)}")
     if work.dataset is None:
         resolve.run(work)
     if work.environment is None:
         build.run(work)
-    work.training = run_training(_job(work), on_event=lambda event: _tell(work, event), cancelled=work.cancelled)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        # A new customer's tracking server takes seconds to start: it does so while the learners do.
+        server = pool.submit(work.tools.tracking, work.desired.customer)
+        work.training = run_training(_job(work), on_event=lambda event: _tell(work, event), cancelled=work.cancelled)
     if work.lock is not None:
         write_extras(work.training.model_dir, work.lock, work.training.samples)
-    work.run_id = tracking.record_run(_record(work, work.training))
+    work.run_id = server.result().record_run(_record(work, work.training))
     best = work.training.rounds[work.training.best_round - 1]
     holdout = work.training.holdout.get("accuracy")
     held_out = f", {holdout:.4f} on {int(work.training.holdout.get('rows', 0)):,} held-out rows" if holdout else ""

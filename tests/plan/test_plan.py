@@ -116,6 +116,11 @@ def test_a_project_that_is_gone_loses_its_service_only() -> None:
     assert [(item.name, item.change) for item in result.projects] == [("old", Change.PRUNE)]
 
 
+def test_nothing_is_done_to_what_could_not_be_observed() -> None:
+    step = plan_project(declared(), ObservedProject("mnist", unknown="the registry does not answer"))
+    assert (step.change, step.is_noop, step.actions) == (Change.UNKNOWN, True, ())
+
+
 def test_a_bad_sla_does_not_touch_the_others() -> None:
     bad = dataclasses.replace(declared(), name="bad", problems=({"cause": "No."},))
     result = plan([bad, declared()], []).by_name()
