@@ -103,14 +103,17 @@ def main(arguments: list[str]) -> None:
             os.read(wake_read, 4096)
             _report_exits(control)
         if control in ready:
-            data, fds, _, _ = socket.recv_fds(control, _MESSAGE_LIMIT, 1)
+            try:
+                data, fds, _, _ = socket.recv_fds(control, _MESSAGE_LIMIT, 1)
+            except ConnectionResetError:
+                return  # the aggregator closed while the end of a child was still unread
             if not data:
                 return
             _give_birth(control, json.loads(data), fds[0], (wake_read, wake_write))
 
 
 def _report_exits(control: socket.socket) -> None:
-    with contextlib.suppress(ChildProcessError):
+    with contextlib.suppress(ChildProcessError, BrokenPipeError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             control.send(json.dumps({"exited": ended[0], "status": ended[1]}).encode())
 
@@ -135,7 +138,7 @@ def _give_birth(control: socket.socket, order: dict[str, Any], fd: int, wake: tu
         module = importlib.import_module(f"flops_runtime.{order['role']}")
         module.run(Connection(fd), order["spec"])
         status = 0
-    except (EOFError, BrokenPipeError):
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         status = 0  # the aggregator has gone: there is nobody left to tell
     finally:
         with contextlib.suppress(OSError, ValueError):

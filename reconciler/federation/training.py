@@ -1,0 +1,360 @@
+"""One training run: a child process in the ML environment, from its start to its result, or to an error that says why.
+
+Invariants: the child sees no environment variable of ours; nothing of it is left when `run_training` returns (its whole
+process group is killed); it does not outlive the reconciler (the life pipe); a run directory with a `result.json` is never
+trained again, and one without goes on after its last finished round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from reconciler.errors import TrainingError, Where
+from reconciler.federation.runtime_version import mlruntime_dir
+
+_LOG_LIMIT = 4 << 20
+_POLL = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """Everything that determines a training run. `run_dir` belongs to `digest`; the same digest resumes in it."""
+
+    project: str
+    digest: str
+    customer: str
+    repo_dir: Path
+    python: Path
+    shards: tuple[Path, ...]
+    holdout: Path | None
+    run_dir: Path
+    flavor: str
+    rounds: int
+    seed: int | None
+    min_available: int
+    min_fit: int
+    min_evaluate: int
+    fraction_fit: float
+    strategy_name: str
+    strategy_arguments: Mapping[str, Any]
+    round_timeout: float | None
+    memory_mb: int
+    vcpus: int
+    metric: str
+    direction: Literal["max", "min"]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """One finished round; loss and accuracy are those of the aggregated model, weighted over the learners."""
+
+    round: int
+    loss: float
+    accuracy: float
+    metrics: Mapping[str, float]
+    learners_fit: int
+    learners_evaluated: int
+    failures: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """A finished run. `holdout` has `rows` and, for integer labels, `accuracy`; it is empty without a held-out set.
+
+    `samples` is an npz of up to 1,000 `inputs` (n, ...), `predictions` (n, ...) of the saved model, and `labels` (n,) if known.
+    """
+
+    rounds: tuple[RoundResult, ...]
+    best_round: int
+    model_dir: Path
+    holdout: Mapping[str, float]
+    samples: Path | None
+    seconds: float
+    resumed_from: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingEvent:
+    """Something that happened in a run: sandbox, started, resumed, round, learner_failed, learner_restarted, warning,
+    exporting, finished."""
+
+    kind: str
+    message: str
+    round: int = 0
+    total: int = 0
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_training(
+    job: TrainingJob, *, on_event: Callable[[TrainingEvent], None], cancelled: Callable[[], bool]
+) -> TrainingResult:
+    """Trains, goes on with, or just returns a run. Raises TrainingError (FL50xx); never leaves a process behind.
+
+    `cancelled` is asked ten times a second; `on_event` is called in this thread, in order.
+    """
+    _prepare(job)
+    if (done := read_result(job.run_dir, job.digest)) is not None:
+        return done
+    with _child(job) as child:
+        error = child.watch(on_event, cancelled)
+    if error is not None:
+        raise error
+    result = read_result(job.run_dir, job.digest)
+    if result is None:
+        raise _died(child.returncode, job.run_dir)
+    return result
+
+
+def read_result(run_dir: Path, digest: str) -> TrainingResult | None:
+    """The result of a finished run of this digest; None if there is none, or not a whole one."""
+    try:
+        data = json.loads((run_dir / "result.json").read_bytes())
+        if data["digest"] != digest or not (run_dir / "model" / "MLmodel").is_file():
+            return None
+        return TrainingResult(
+            rounds=tuple(RoundResult(**item) for item in data["rounds"]),
+            best_round=int(data["best_round"]),
+            model_dir=run_dir / "model",
+            holdout={str(name): float(value) for name, value in data["holdout"].items()},
+            samples=run_dir / "samples.npz" if data["samples"] else None,
+            seconds=float(data["seconds"]),
+            resumed_from=int(data["resumed_from"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _prepare(job: TrainingJob) -> None:
+    """Makes the run directory that of this job: what another digest left in it is removed."""
+    path = job.run_dir / "job.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if json.loads(path.read_bytes())["digest"] != job.digest:
+            shutil.rmtree(job.run_dir)
+    try:
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".partial")
+        temporary.write_text(json.dumps(_plain(job), indent=1), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise TrainingError(
+            "FL5042",
+            f"The run directory cannot be written: {error.strerror}.",
+            cure="Free some space or give the reconciler the right to write there.",
+            transient=True,
+        ) from error
+
+
+def _plain(job: TrainingJob) -> dict[str, Any]:
+    data = asdict(job)
+    for name in ("repo_dir", "run_dir"):
+        data[name] = str(data[name].resolve())
+    data["python"] = str(job.python.absolute())
+    data["shards"] = [str(shard.resolve()) for shard in job.shards]
+    data["holdout"] = str(job.holdout.resolve()) if job.holdout else None
+    data["strategy_arguments"] = dict(job.strategy_arguments)
+    # A run has to be repeatable after a crash even if nobody cares for the seed: then its digest is the seed.
+    data["seed"] = job.seed if job.seed is not None else int(job.digest[:8], 16)
+    return data
+
+
+def child_environment(job: TrainingJob) -> dict[str, str]:
+    """The whole environment of the child: nothing of the reconciler's own is passed on."""
+    threads = str(max(1, job.vcpus))
+    private = str(job.run_dir.resolve())
+    return {
+        "PATH": f"{job.python.absolute().parent}:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "HOME": private,
+        "TMPDIR": private,
+        "PYTHONPATH": str(mlruntime_dir()),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), threads),
+        "TF_NUM_INTRAOP_THREADS": threads,
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+    }
+
+
+@contextlib.contextmanager
+def _child(job: TrainingJob) -> Iterator[_Child]:
+    child = _Child(job)
+    try:
+        yield child
+    finally:
+        child.end()
+
+
+class _Child:
+    """The aggregator process, its event pipe, its output, and the pipe whose end tells it that we are gone."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        self._run_dir = job.run_dir
+        self._events, events_write = os.pipe()
+        life_read, self._life = os.pipe()
+        arguments = [str(job.python), "-m", "flops_runtime", str(job.run_dir.resolve() / "job.json")]
+        try:
+            self._process = subprocess.Popen(
+                [*arguments, str(events_write), str(life_read)],
+                cwd=mlruntime_dir(),
+                env=child_environment(job),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(events_write, life_read),
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(self._events)
+            os.close(self._life)
+            raise TrainingError(
+                "FL5002",
+                f"The ML environment's interpreter cannot be started: {error.strerror}.",
+                cure="Remove the environment from the cache; it is built again.",
+                transient=True,
+            ) from error
+        finally:
+            os.close(events_write)
+            os.close(life_read)
+
+    @property
+    def returncode(self) -> int | None:
+        """How the child ended."""
+        return self._process.returncode
+
+    def watch(self, on_event: Callable[[TrainingEvent], None], cancelled: Callable[[], bool]) -> TrainingError | None:
+        """Passes events on until the child closes its pipe; returns the error that the child told of, if any."""
+        told: TrainingError | None = None
+        output = self._process.stdout
+        assert output is not None
+        with (
+            selectors.DefaultSelector() as selector,
+            (self._run_dir / "events.jsonl").open("ab") as record,
+            _CappedLog(self._run_dir / "child.log") as log,
+        ):
+            selector.register(self._events, selectors.EVENT_READ)
+            selector.register(output, selectors.EVENT_READ)
+            buffer = b""
+            asked = 0.0
+            while True:
+                if time.monotonic() - asked >= _POLL:
+                    asked = time.monotonic()
+                    if cancelled():
+                        return TrainingError(
+                            "FL5001", "The training was cancelled.", cure="Nothing is to be done; it can be resumed."
+                        )
+                for key, _ in selector.select(_POLL):
+                    chunk = os.read(key.fd, 1 << 16)
+                    if not chunk:
+                        selector.unregister(key.fileobj)
+                    if key.fd != self._events:
+                        log.write(chunk)
+                        continue
+                    *lines, buffer = (buffer + chunk).split(b"\n")
+                    for line in lines:
+                        record.write(line + b"\n")
+                        record.flush()
+                        told = _tell(line, on_event) or told
+                if self._events not in {key.fd for key in selector.get_map().values()}:
+                    break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+            os.set_blocking(output.fileno(), False)
+            with contextlib.suppress(BlockingIOError):
+                while chunk := os.read(output.fileno(), 1 << 16):
+                    log.write(chunk)
+            return told
+
+    def end(self) -> None:
+        """Kills what is left of the process group and closes the pipes."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        os.close(self._events)
+        os.close(self._life)
+
+
+class _CappedLog:
+    """What the child printed, to a size: a chatty ML repo must not fill the disk. The beginning is kept."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab")
+        self._left = max(0, _LOG_LIMIT - path.stat().st_size)
+
+    def __enter__(self) -> _CappedLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, chunk: bytes) -> None:
+        """Writes what still fits and says once that the rest is dropped."""
+        if not self._left:
+            return
+        self._file.write(chunk[: self._left])
+        self._left = max(0, self._left - len(chunk))
+        if not self._left:
+            self._file.write(b"\n[the output is longer than 4 MiB; the rest is dropped]\n")
+        self._file.flush()
+
+
+def _tell(line: bytes, on_event: Callable[[TrainingEvent], None]) -> TrainingError | None:
+    event = json.loads(line)
+    if event["kind"] == "error":
+        return _error(event["data"]["failure"])
+    on_event(
+        TrainingEvent(
+            kind=event["kind"],
+            message=event["message"],
+            round=int(event["round"]),
+            total=int(event["total"]),
+            data=event["data"],
+        )
+    )
+    return None
+
+
+def _error(failure: Mapping[str, Any]) -> TrainingError:
+    where = Where(str(failure["path"]), int(failure["line"])) if failure["path"] else None
+    return TrainingError(
+        str(failure["code"]),
+        str(failure["cause"]),
+        cure=str(failure["cure"]),
+        where=where,
+        transient=bool(failure["transient"]),
+    )
+
+
+def _died(status: int | None, run_dir: Path) -> TrainingError:
+    how = f"signal {-status}" if status is not None and status < 0 else f"exit code {status}"
+    tail = ""
+    with contextlib.suppress(OSError, IndexError):
+        lines = (run_dir / "child.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        tail = f" ({lines[-1][:200]})"
+    return TrainingError(
+        "FL5002",
+        f"The training process ended with {how} and without a result{tail}.",
+        cure="It is started again and goes on after its last finished round; child.log has its output.",
+        transient=True,
+    )

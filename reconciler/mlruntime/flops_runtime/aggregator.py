@@ -1,0 +1,191 @@
+"""The aggregator: the parent of learners and exporter, and the only one that writes results.
+
+It never imports user code. It enters its sandbox before it loads anything, tells the reconciler what happens as JSON lines
+on a pipe of their own, and kills its whole process group when the reconciler is gone (the life pipe ends): a run can be
+resumed, so dying is right. A run directory that has a `result.json` is finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from flops_runtime import sandbox
+from flops_runtime.failures import Failure
+
+_OWN_DIR = Path(__file__).resolve().parent.parent
+
+
+def main(arguments: list[str]) -> int:
+    """Trains the job of `run_dir/job.json`. Exit code 0: result.json is there; 3: the last event says what failed."""
+    job_path, events_fd, life_fd = Path(arguments[0]), int(arguments[1]), int(arguments[2])
+    job: dict[str, Any] = json.loads(job_path.read_bytes())
+    run_dir = job_path.parent
+    given = [*job["shards"], *([job["holdout"]] if job["holdout"] else [])]
+    level = sandbox.enter([_OWN_DIR, Path(job["repo_dir"]), *map(Path, given)], [run_dir])
+    threading.Thread(target=_die_with_reconciler, args=(life_fd,), name="life", daemon=True).start()
+    events = Events(events_fd, int(job["rounds"]))
+    try:
+        _train(job, run_dir, events, level)
+    except Failure as failure:
+        events.tell("error", failure.cause, failure=failure.to_dict())
+        return 3
+    except Exception as error:
+        traceback.print_exc()
+        events.tell("error", str(error), failure=_internal(error).to_dict())
+        return 3
+    return 0
+
+
+class Events:
+    """The way to the reconciler: one JSON object a line."""
+
+    def __init__(self, fd: int, total: int) -> None:
+        self._fd = fd
+        self._total = total
+        self._lock = threading.Lock()
+
+    def tell(self, kind: str, message: str, *, round: int = 0, **data: Any) -> None:
+        """Tells one event; a reconciler that is gone is none of our business here."""
+        event = {"kind": kind, "message": message, "round": round, "total": self._total, "data": data}
+        line = json.dumps(event).encode() + b"\n"
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            while line:
+                line = line[os.write(self._fd, line) :]
+
+
+def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str) -> None:
+    started = time.monotonic()
+    events.tell("sandbox", level)
+    work = run_dir / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    from flops_runtime.nursery import Nursery  # from here on heavy: the nursery imports beside us, on another core
+
+    nursery = Nursery(job["flavor"])
+    from flwr.app import Context, RecordDict
+
+    from flops_runtime.checkpoints import Checkpoints, write_atomically
+    from flops_runtime.exporting import Exporter
+    from flops_runtime.grid import EmbeddedGrid
+    from flops_runtime.rounds import server_app
+    from flops_runtime.strategies import make_strategy
+
+    _identify()
+    _check_numbers(job)
+    strategy = make_strategy(
+        job["strategy_name"],
+        job["strategy_arguments"],
+        fraction_fit=float(job["fraction_fit"]),
+        min_fit=int(job["min_fit"]),
+        min_evaluate=int(job["min_evaluate"]),
+        min_available=int(job["min_available"]),
+    )
+    checkpoints = Checkpoints(run_dir / "rounds")
+    resumed, _, _ = checkpoints.load(int(job["rounds"]))
+    if resumed:
+        events.tell("resumed", f"goes on after round {len(resumed)}", round=len(resumed))
+    grid = None
+    if len(resumed) < int(job["rounds"]):
+        grid = EmbeddedGrid(nursery, _specs(job, work), int(job["memory_mb"]), events.tell)
+        events.tell("started", f"{len(grid.learners)} learners, strategy {job['strategy_name']}")
+    exporter = Exporter(nursery, job, work)
+    if grid is not None:
+        context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
+        server_app(job, strategy, checkpoints, events.tell)(grid, context)
+        grid.close()
+    results, _, _ = checkpoints.load(int(job["rounds"]))
+    best = best_round(results, job["metric"], job["direction"])
+    events.tell("exporting", f"the best model is that of round {best}", round=best)
+    exported = exporter.export(checkpoints.parameters(best), run_dir)
+    for warning in exported.pop("warnings"):
+        events.tell("warning", warning)
+    result = {
+        "digest": job["digest"],
+        "rounds": results,
+        "best_round": best,
+        "seconds": round(time.monotonic() - started, 3),
+        "resumed_from": len(resumed),
+        **exported,
+    }
+    text = json.dumps(result, indent=1).encode()
+    write_atomically(run_dir / "result.json", lambda file: file.write(text))
+    nursery.close()
+    shutil.rmtree(work, ignore_errors=True)
+    events.tell("finished", f"{len(results)} rounds in {result['seconds']:.1f} s, best is round {best}", round=best)
+
+
+def best_round(results: list[dict[str, Any]], metric: str, direction: str) -> int:
+    """The number of the best round by a metric, `max` or `min`; of equals the earliest; NaN is worse than anything."""
+
+    def value(result: dict[str, Any]) -> float:
+        found = float(result[metric] if metric in ("loss", "accuracy") else result["metrics"][metric])
+        signed = found if direction == "max" else -found
+        return signed if signed == signed else float("-inf")
+
+    return int(max(results, key=value)["round"])
+
+
+def _specs(job: dict[str, Any], work: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "learner": index,
+            "repo_dir": job["repo_dir"],
+            "work_dir": str(work / f"learner-{index}"),
+            "data": shard,
+            "seed": job["seed"],
+        }
+        for index, shard in enumerate(job["shards"])
+    ]
+
+
+def _check_numbers(job: dict[str, Any]) -> None:
+    needed = max(int(job["min_available"]), int(job["min_fit"]), int(job["min_evaluate"]), 1)
+    if len(job["shards"]) < needed:
+        raise Failure(
+            "FL5034",
+            f"There are {len(job['shards'])} learners, but the training configuration asks for {needed}.",
+            cure="Lower `min_available_clients`, `min_fit_clients` and `min_evaluate_clients`, or give it more data.",
+        )
+
+
+def _identify() -> None:
+    """Newer Flower asks the process, older Flower nobody, which run and node a message comes from."""
+    with contextlib.suppress(ImportError):
+        from flwr.supercore.task_identity import TaskIdentity
+
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 0
+
+
+def _die_with_reconciler(fd: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(fd, 1):
+            pass
+    os.killpg(0, signal.SIGKILL)
+
+
+def _internal(error: Exception) -> Failure:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return Failure(
+            "FL5042",
+            "There is no space left on the device for the training's files.",
+            cure="Free some space; the run goes on after its last finished round.",
+            transient=True,
+        )
+    place = traceback.extract_tb(sys.exc_info()[2])[-1]
+    return Failure(
+        "FL5002",
+        f"The aggregator failed: {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno}).",
+        cure="Look into child.log in the run's directory; if the ML repo is not to blame, report it.",
+        transient=True,
+    )

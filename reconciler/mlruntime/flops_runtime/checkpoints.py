@@ -1,0 +1,87 @@
+"""Finished rounds on disk: the checkpoint that a crashed run goes on from, and the parameters of every round.
+
+`NNNN.json` is the commit of a round: it is written last, and a round without it never happened. Everything is written to a
+temporary file, synced and renamed, so a crash leaves either the whole file or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+Arrays = dict[str, "np.ndarray[Any, Any]"]
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file that is there completely or not at all, and survives a power cut. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+class Checkpoints:
+    """The rounds of one run directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def save(self, number: int, parameters: Arrays, state: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Commits a round: its parameters, the strategy's state after it, and its result."""
+        write_atomically(self._path(number, "state.npz"), lambda file: np.savez(file, **state))
+        write_atomically(self._path(number, "npz"), lambda file: np.savez(file, **parameters))
+        text = json.dumps(result, indent=1).encode()
+        write_atomically(self._path(number, "json"), lambda file: file.write(text))
+        with contextlib.suppress(FileNotFoundError):
+            self._path(number - 1, "state.npz").unlink()
+
+    def load(self, limit: int) -> tuple[list[dict[str, Any]], Arrays, Arrays]:
+        """The results of the rounds that are finished, the last one's parameters, and the strategy's state.
+
+        A round whose files cannot be read ends the list: it is trained again.
+        """
+        results: list[dict[str, Any]] = []
+        parameters: Arrays = {}
+        state: Arrays = {}
+        for number in range(1, limit + 1):
+            try:
+                result = json.loads(self._path(number, "json").read_bytes())
+                arrays = self.parameters(number)
+            except (OSError, ValueError):
+                break
+            results.append(result)
+            parameters = arrays
+        while results:
+            try:
+                state = self._read(self._path(len(results), "state.npz"))
+                break
+            except (OSError, ValueError):
+                results.pop()
+                parameters = self.parameters(len(results)) if results else {}
+        return results, parameters, state
+
+    def parameters(self, number: int) -> Arrays:
+        """The aggregated parameters of a round, by Flower's array keys, in order."""
+        return self._read(self._path(number, "npz"))
+
+    def _path(self, number: int, suffix: str) -> Path:
+        return self._directory / f"{number:04d}.{suffix}"
+
+    @staticmethod
+    def _read(path: Path) -> Arrays:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}

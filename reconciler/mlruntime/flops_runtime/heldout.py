@@ -1,0 +1,113 @@
+"""Inputs and labels, found in whatever an ML repo keeps its data in.
+
+The contract says nothing about the form of the data: repos keep tuples of arrays, dictionaries, tensors or PyTorch
+DataLoaders, split into training and test parts of their own. What belongs together is found by length and order: the n-th
+input takes the first label array of its length that is not taken. All pairs together are the whole data set, whatever the
+repo's split is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+NDArray = Any
+_DEPTH = 4
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Inputs of shape (n, ...) and their labels of shape (n,), or None if there are no labels."""
+
+    inputs: NDArray
+    labels: NDArray | None
+    name: str
+
+
+def find_pairs(manager: Any, accepts: Callable[[NDArray], bool]) -> list[Pair]:
+    """The pairs of inputs and labels that a ModelManager holds and its model accepts, in order.
+
+    The `DataManager`s that the manager holds are asked first (`get_data()`), its own attributes are what is left.
+    """
+    for source in _sources(manager):
+        pairs = _pair(list(_leaves(source, "", 0)))
+        pairs = [pair for pair in pairs if accepts(pair.inputs[:2])]
+        if pairs:
+            return pairs
+    return []
+
+
+def _sources(manager: Any) -> Iterator[Any]:
+    held = vars(manager) if hasattr(manager, "__dict__") else {}
+    for value in list(held.values()):
+        if callable(getattr(value, "get_data", None)):
+            try:
+                yield value.get_data()
+            except Exception:
+                continue
+    yield {name: value for name, value in held.items() if not callable(getattr(value, "get_data", None))}
+    module = sys.modules.get("data_manager")
+    if module is not None and hasattr(module, "DataManager"):
+        try:
+            yield module.DataManager().get_data()
+        except Exception:
+            return
+
+
+def _leaves(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """Arrays and (inputs, labels) pairs in the order in which they stand."""
+    if isinstance(value, np.ndarray):
+        yield name, value
+    elif hasattr(value, "detach") and hasattr(value, "cpu"):
+        yield name, value.detach().cpu().numpy()
+    elif type(value).__name__ in ("DataFrame", "Series") and hasattr(value, "to_numpy"):
+        yield name, value.to_numpy()
+    elif type(value).__name__ == "DataLoader" and hasattr(value, "dataset"):
+        inputs, labels = _loaded(value)
+        if inputs is not None:
+            yield name, Pair(inputs, labels, name)
+    elif isinstance(value, dict) and depth < _DEPTH:
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}", depth + 1)
+    elif isinstance(value, list | tuple) and depth < _DEPTH:
+        if isinstance(value, list) and value and np.isscalar(value[0]):
+            yield name, np.asarray(value)
+        elif len(value) <= 16:
+            for position, item in enumerate(value):
+                yield from _leaves(item, f"{name}.{position}", depth + 1)
+
+
+def _loaded(loader: Any) -> tuple[NDArray | None, NDArray | None]:
+    inputs, labels = [], []
+    for batch in loader:
+        items = list(batch.values()) if isinstance(batch, dict) else list(batch)
+        arrays = [np.asarray(item) for item in items]
+        arrays.sort(key=lambda array: -array.ndim)
+        inputs.append(arrays[0])
+        labels.append(arrays[-1])
+    if not inputs:
+        return None, None
+    return np.concatenate(inputs), np.concatenate(labels) if labels[0].ndim == 1 else None
+
+
+def _pair(leaves: list[tuple[str, Any]]) -> list[Pair]:
+    pairs = [leaf for _, leaf in leaves if isinstance(leaf, Pair)]
+    arrays = [(name, leaf) for name, leaf in leaves if isinstance(leaf, np.ndarray) and leaf.ndim and len(leaf)]
+    labels = [(name, leaf) for name, leaf in arrays if leaf.ndim == 1 or (leaf.ndim == 2 and leaf.shape[1] == 1)]
+    for name, inputs in arrays:
+        if inputs.ndim < 2 or inputs.dtype.kind not in "fiub" or any(inputs is label for _, label in labels):
+            continue
+        found = next((index for index, (_, label) in enumerate(labels) if len(label) == len(inputs)), None)
+        label = labels.pop(found)[1].reshape(-1) if found is not None else None
+        pairs.append(Pair(inputs, label, name))
+    return pairs
+
+
+def test_part(pairs: list[Pair]) -> list[Pair]:
+    """The pair that an ML repo tests with: the one named so, or the last one."""
+    named = [pair for pair in pairs if any(word in pair.name.lower() for word in ("test", "val", "eval"))]
+    return named[:1] or pairs[-1:]

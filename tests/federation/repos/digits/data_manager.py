@@ -1,0 +1,21 @@
+import os
+
+import numpy as np
+from datasets import Dataset
+
+
+class DataManager:
+    def __init__(self):
+        self._prepare_data()
+
+    def _prepare_data(self):
+        data = Dataset.from_file(os.environ["FLOPS_DATA"]).with_format("numpy")
+        x = np.asarray(data["x"], dtype=np.float64)
+        y = np.asarray(data["y"], dtype=np.int64)
+        order = np.random.permutation(len(x))
+        cut = int(len(x) * 0.8)
+        self.x_train, self.x_test = x[order[:cut]], x[order[cut:]]
+        self.y_train, self.y_test = y[order[:cut]], y[order[cut:]]
+
+    def get_data(self):
+        return (self.x_train, self.x_test), (self.y_train, self.y_test)
