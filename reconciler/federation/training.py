@@ -73,7 +73,8 @@ class RoundResult:
 class TrainingResult:
     """A finished run. `holdout` has `rows` and, for integer labels, `accuracy`; it is empty without a held-out set.
 
-    `samples` is an npz of up to 1,000 `inputs` (n, ...), `predictions` (n, ...) of the saved model, and `labels` (n,) if known.
+    `samples` is an npz of up to 1,000 `inputs` (n, ...), `predictions` (n, ...) of the saved model, and `labels` (n,) if
+    they are known.
     """
 
     rounds: tuple[RoundResult, ...]
@@ -211,6 +212,7 @@ class _Child:
         self._run_dir = job.run_dir
         self._events, events_write = os.pipe()
         life_read, self._life = os.pipe()
+        self._output, output_write = os.pipe()
         arguments = [str(job.python), "-m", "flops_runtime", str(job.run_dir.resolve() / "job.json")]
         try:
             self._process = subprocess.Popen(
@@ -218,14 +220,13 @@ class _Child:
                 cwd=mlruntime_dir(),
                 env=child_environment(job),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=output_write,
                 stderr=subprocess.STDOUT,
                 pass_fds=(events_write, life_read),
                 start_new_session=True,
             )
         except OSError as error:
-            os.close(self._events)
-            os.close(self._life)
+            self._close()
             raise TrainingError(
                 "FL5002",
                 f"The ML environment's interpreter cannot be started: {error.strerror}.",
@@ -235,6 +236,7 @@ class _Child:
         finally:
             os.close(events_write)
             os.close(life_read)
+            os.close(output_write)
 
     @property
     def returncode(self) -> int | None:
@@ -244,8 +246,7 @@ class _Child:
     def watch(self, on_event: Callable[[TrainingEvent], None], cancelled: Callable[[], bool]) -> TrainingError | None:
         """Passes events on until the child closes its pipe; returns the error that the child told of, if any."""
         told: TrainingError | None = None
-        output = self._process.stdout
-        assert output is not None
+        output = self._output
         with (
             selectors.DefaultSelector() as selector,
             (self._run_dir / "events.jsonl").open("ab") as record,
@@ -278,9 +279,9 @@ class _Child:
                     break
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(5)
-            os.set_blocking(output.fileno(), False)
+            os.set_blocking(output, False)
             with contextlib.suppress(BlockingIOError):
-                while chunk := os.read(output.fileno(), 1 << 16):
+                while chunk := os.read(output, 1 << 16):
                     log.write(chunk)
             return told
 
@@ -289,10 +290,11 @@ class _Child:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        os.close(self._events)
-        os.close(self._life)
+        self._close()
+
+    def _close(self) -> None:
+        for fd in (self._events, self._life, self._output):
+            os.close(fd)
 
 
 class _CappedLog:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-Arrays = dict[str, "np.ndarray[Any, Any]"]
+Arrays = dict[str, Any]  # ndarrays by name
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

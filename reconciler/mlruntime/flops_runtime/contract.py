@@ -166,7 +166,7 @@ class ModelContract:
         if not isinstance(answer, tuple | list) or not 3 <= len(answer) <= 4:
             raise self._wrong("evaluate_model", "(loss, accuracy, number of samples)", answer)
         loss, accuracy, count, *rest = answer
-        metrics = {"num-examples": self._count("evaluate_model", count)}
+        metrics: dict[str, float] = {"num-examples": self._count("evaluate_model", count)}
         metrics.update(self._numbers("evaluate_model", {"loss": loss}))
         named = accuracy if isinstance(accuracy, Mapping) else {"accuracy": accuracy}
         metrics.update(self._numbers("evaluate_model", {**named, **(rest[0] if rest else {})}))

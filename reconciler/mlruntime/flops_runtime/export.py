@@ -110,7 +110,7 @@ def _export(contract: ModelContract, spec: dict[str, Any], parameters: Path, rep
     labels = _labels(pairs)
     if spec["is_holdout"]:
         answer["holdout"] = {"rows": float(len(inputs)), **_accuracy(predictions, labels)}
-    arrays = {"inputs": inputs[:_SAMPLES], "predictions": predictions[:_SAMPLES]}
+    arrays: dict[str, Any] = {"inputs": inputs[:_SAMPLES], "predictions": predictions[:_SAMPLES]}
     if labels is not None:
         arrays["labels"] = labels[:_SAMPLES]
     np.savez(work / "samples.npz", **arrays)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Failure(Exception):
+class Failure(Exception):  # noqa: N818 - it is told, not raised, most of the time
     """Something that a user has to know: with a stable code, one sentence of cause and one of cure."""
 
     def __init__(self, code: str, cause: str, *, cure: str, path: str = "", line: int = 0, transient: bool = False) -> None:
@@ -82,7 +82,7 @@ def user_failure(error: BaseException, code: str, what: str, repo_dir: Path, wor
             line=line,
             transient=True,
         )
-    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EXDEV):
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EXDEV):
         return _denied(error, what, work_dir, path, line)
     text = " ".join(str(error).split()) or "no message"
     return Failure(

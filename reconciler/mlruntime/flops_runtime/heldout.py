@@ -8,6 +8,7 @@ repo's split is.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,17 +46,13 @@ def _sources(manager: Any) -> Iterator[Any]:
     held = vars(manager) if hasattr(manager, "__dict__") else {}
     for value in list(held.values()):
         if callable(getattr(value, "get_data", None)):
-            try:
+            with contextlib.suppress(Exception):
                 yield value.get_data()
-            except Exception:
-                continue
     yield {name: value for name, value in held.items() if not callable(getattr(value, "get_data", None))}
     module = sys.modules.get("data_manager")
     if module is not None and hasattr(module, "DataManager"):
-        try:
+        with contextlib.suppress(Exception):
             yield module.DataManager().get_data()
-        except Exception:
-            return
 
 
 def _leaves(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:

@@ -67,12 +67,12 @@ def client_app(contract: ModelContract, connection: Connection, seed: int, index
     warned = False
 
     @app.query()  # type: ignore[untyped-decorator, unused-ignore]
-    def initial(message: Message, context: Context) -> Message:
+    def initial(message: Message, _: Context) -> Message:
         seed_everything(seed, 0, "initial")
         return Message(RecordDict({"arrays": ArrayRecord(contract.initial_parameters())}), reply_to=message)
 
     @app.train()  # type: ignore[untyped-decorator, unused-ignore]
-    def train(message: Message, context: Context) -> Message:
+    def train(message: Message, _: Context) -> Message:
         nonlocal warned
         config = dict(message.content["config"])
         number = int(config.get("server-round", 0))
@@ -91,7 +91,7 @@ def client_app(contract: ModelContract, connection: Connection, seed: int, index
         return Message(RecordDict(content), reply_to=message)
 
     @app.evaluate()  # type: ignore[untyped-decorator, unused-ignore]
-    def evaluate(message: Message, context: Context) -> Message:
+    def evaluate(message: Message, _: Context) -> Message:
         number = int(dict(message.content["config"]).get("server-round", 0))
         seed_everything(seed, number, index, "evaluate")
         contract.set_parameters(message.content["arrays"].to_numpy_ndarrays())

@@ -98,11 +98,11 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     while True:
-        ready, _, _ = select.select([control, wake_read], [], [])
+        ready, _, _ = select.select([control.fileno(), wake_read], [], [])
         if wake_read in ready:
             os.read(wake_read, 4096)
             _report_exits(control)
-        if control in ready:
+        if control.fileno() in ready:
             try:
                 data, fds, _, _ = socket.recv_fds(control, _MESSAGE_LIMIT, 1)
             except ConnectionResetError:

@@ -27,7 +27,7 @@ def server_app(job: dict[str, Any], strategy: Strategy, checkpoints: Checkpoints
     app = ServerApp()
 
     @app.main()  # type: ignore[untyped-decorator, unused-ignore]
-    def main(grid: Grid, context: Context) -> None:
+    def main(grid: Grid, _: Context) -> None:
         results, parameters, state = checkpoints.load(int(job["rounds"]))
         restore_state(strategy, state)
         arrays = to_record(parameters) if results else _initial(grid, job)

@@ -1,9 +1,9 @@
-"""The kernel's own fence around the user's code: Landlock, no new privileges, no core dumps.
+"""The kernel's own fence around the user's code: Landlock, no capabilities, no new privileges, no core dumps.
 
-A process that has entered can write below `writable` only, read its environment, the system's libraries and what it was given
-in `readable`, and neither bind nor connect TCP sockets. It is inherited by every child and cannot be left. Domains nest: a
-learner enters a tighter one inside the aggregator's, so it can reach neither the results nor another learner. The kernel also
-keeps a process from looking into (`/proc/PID/environ`, ptrace) or signalling one outside its domain.
+A process that has entered can write below `writable` only, read its environment, the system's libraries and what it was
+given in `readable`, and neither bind nor connect TCP sockets. It is inherited by every child and cannot be left. Domains
+nest: a learner enters a tighter one inside the aggregator's, so it can reach neither the results nor another learner. The
+kernel also keeps a process from looking into (`/proc/PID/environ`, ptrace) or signalling one outside its domain.
 
 Rights that a kernel does not know are left out; `enter` says which level was reached. UDP is not covered by Landlock.
 It has to be called while the process has one thread, since the kernel restricts the calling thread and its children.
@@ -24,6 +24,8 @@ _RULE_PATH_BENEATH = 1
 _CREATE_VERSION = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_PDEATHSIG = 1
+_PR_CAPBSET_DROP = 24
+_CAPABILITY_VERSION_3 = 0x20080522
 
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
@@ -59,6 +61,7 @@ def enter(readable: Iterable[Path], writable: Iterable[Path]) -> str:
     Paths that do not exist are skipped. Never raises for a kernel that cannot: the answer says so.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _drop_capabilities()
     version = abi()
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return "none: the kernel refuses PR_SET_NO_NEW_PRIVS"
@@ -92,6 +95,13 @@ def enter(readable: Iterable[Path], writable: Iterable[Path]) -> str:
 def die_with_parent() -> None:
     """This process is killed when its parent ends."""
     _libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
+
+
+def _drop_capabilities() -> None:
+    """Gives up root's powers, for good: with CAP_PERFMON the kernel lets root read any process' environment."""
+    for number in range(64):
+        _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)
+    _libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
 
 
 def _allow(ruleset: int, path: Path, access: int) -> None:

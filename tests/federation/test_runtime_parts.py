@@ -1,0 +1,78 @@
+"""The parts without a federation: digests, the best round, pairs of inputs and labels, the sandbox's report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from reconciler.federation.runtime_version import mlruntime_digest, mlruntime_dir
+
+
+def inside(code: str, *arguments: str) -> str:
+    """Runs code with the ML runtime on its path, as in an ML environment."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=mlruntime_dir(),
+        env={"PYTHONPATH": str(mlruntime_dir()), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_the_digest_is_stable() -> None:
+    assert len(mlruntime_digest()) == 64
+    assert mlruntime_digest() == mlruntime_digest()
+
+
+def test_the_best_round_is_the_earliest_of_equals_and_never_nan() -> None:
+    code = """
+from flops_runtime.aggregator import best_round
+def r(n, a, l): return {"round": n, "accuracy": a, "loss": l, "metrics": {"f1": -a}}
+rounds = [r(1, float("nan"), 3.0), r(2, 0.9, 2.0), r(3, 0.9, 1.0), r(4, 0.1, 1.0)]
+print(best_round(rounds, "accuracy", "max"), best_round(rounds, "loss", "min"), best_round(rounds, "f1", "max"))
+"""
+    assert inside(code) == "2 3 4"
+
+
+def test_pairs_are_found_in_what_repos_keep() -> None:
+    code = """
+import json, numpy as np
+from flops_runtime.heldout import find_pairs
+x, y = np.zeros((8, 3)), np.arange(8)
+class M: pass
+def pairs(**held):
+    m = M(); m.__dict__.update(held)
+    return [[len(p.inputs), None if p.labels is None else p.labels.tolist()] for p in find_pairs(m, lambda _: True)]
+print(json.dumps([
+    pairs(x_train=x[:6], x_test=x[6:], y_train=y[:6], y_test=y[6:]),
+    pairs(train=(x[:6], y[:6]), test=(x[6:], y[6:])),
+    pairs(data={"x": x, "y": y}, model=object()),
+    pairs(x=x),
+    pairs(name="nothing"),
+]))
+"""
+    split = [[6, [0, 1, 2, 3, 4, 5]], [2, [6, 7]]]
+    assert json.loads(inside(code)) == [split, split, [[8, list(range(8))]], [[8, None]], []]
+
+
+def test_the_sandbox_says_how_far_it_reaches(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from flops_runtime import sandbox
+allowed = Path(sys.argv[1]); (allowed / "in").mkdir()
+level = sandbox.enter([], [allowed / "in"])
+(allowed / "in" / "a").write_text("x")
+try:
+    (allowed / "b").write_text("x"); kept = False
+except PermissionError:
+    kept = True
+print(level, kept == level.startswith("Landlock"), sep="|")
+"""
+    level, consistent = inside(code, str(tmp_path)).split("|")
+    assert level
+    assert consistent == "True"
