@@ -1,0 +1,5 @@
+"""Datasets by data tag: fetched once, verified, kept as Arrow files, dealt to learners as disjoint shards."""
+
+from reconciler.federation.data.catalog import DataCatalog, DatasetVersion, Described
+
+__all__ = ["DataCatalog", "DatasetVersion", "Described"]

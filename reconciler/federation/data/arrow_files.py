@@ -1,0 +1,52 @@
+"""Arrow files with Hugging Face features: what `load_dataset()` maps into a learner.
+
+Images are stored uncompressed (PGM) in an `Image` column: a learner decodes all of them every run, and there is one copy on
+disk. The Hugging Face metadata is written by hand, because `import datasets` costs the reconciler a second.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+
+BATCH = 1000
+"""Rows in one record batch: small enough that a learner that reads one row does not map everything."""
+
+
+def image_table(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], names: Sequence[str]) -> pa.Table:
+    """A table with `image` (n, height, width; grey) and `label` columns and their features."""
+    height, width = images.shape[1:]
+    head = f"P5\n{width} {height}\n255\n".encode()
+    encoded = pa.array([head + image.tobytes() for image in images], pa.binary())
+    column = pa.StructArray.from_arrays([encoded, pa.nulls(len(images), pa.string())], names=["bytes", "path"])
+    table = pa.table({"image": column, "label": pa.array(labels.astype(np.int64))})
+    features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
+    return with_features(table, features)
+
+
+def with_features(table: pa.Table, features: Mapping[str, Any]) -> pa.Table:
+    """The table with Hugging Face features in its schema."""
+    content = orjson.dumps({"info": {"features": dict(features)}})
+    return table.replace_schema_metadata({b"huggingface": content})
+
+
+def write(table: pa.Table, path: Path) -> None:
+    """Write a table as an Arrow stream, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=BATCH)
+    temporary.replace(path)
+
+
+def read(path: Path) -> pa.Table:
+    """Map an Arrow stream."""
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_stream(source).read_all()

@@ -1,0 +1,1 @@
+"""The names that FLOps' ML repos import, resolved inside our runtime."""

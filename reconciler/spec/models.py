@@ -1,0 +1,286 @@
+"""The SLA as models: FLOps' keys with their names and defaults, and ours. The JSON Schemas are made from these classes."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+STRATEGIES = (
+    "bulyan", "fedadagrad", "fedadam", "fedavg", "fedavgm", "fedmedian", "fedprox", "fedtrimmedavg", "fedyogi",
+    "krum", "multikrum", "qfedavg",
+)  # fmt: skip
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)?$")
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
+_GIT_URL = re.compile(r"^(https?://|ssh://|file:///|git@)[^\s]+$")
+_CRON_FIELD = re.compile(r"^(\*|[0-9A-Za-z]+(-[0-9A-Za-z]+)?)(/\d+)?(,(\*|[0-9A-Za-z]+(-[0-9A-Za-z]+)?)(/\d+)?)*$")
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, str):
+        found = _DURATION.match(value.strip())
+        if not found:
+            raise ValueError("is not a duration such as 90s, 5m or 1h")
+        return float(found[1]) * _UNITS[found[2]]
+    return value
+
+
+def _ml_repo_url(value: str) -> str:
+    if value.startswith("./"):
+        if ".." in value.split("/"):
+            raise ValueError("leads out of the GitOps repo")
+        return value.rstrip("/")
+    if not _GIT_URL.match(value):
+        raise ValueError("is neither a Git URL (https, ssh) nor a path inside the GitOps repo (./projects/…)")
+    if re.match(r"^https?://[^/]*:[^/]*@", value):
+        raise ValueError("has credentials in it; configure them for Git instead")
+    return value
+
+
+def _inside(value: str) -> str:
+    if value.startswith(("/", "-")) or ".." in value.split("/"):
+        raise ValueError("leads out of the ML repo")
+    return value.strip("/")
+
+
+def _ref(value: str) -> str:
+    if value.startswith("-") or re.search(r"[\s~^:?*\[\\]|\.\.|@\{", value):
+        raise ValueError("is not a branch, a tag or a commit")
+    return value
+
+
+def _cron(value: str) -> str:
+    fields = value.split()
+    if len(fields) != 5 or not all(_CRON_FIELD.match(item) for item in fields):
+        raise ValueError("is not a cron expression with five fields")
+    return value
+
+
+def _strategy(value: object) -> object:
+    return value.lower().replace("-", "").replace("_", "") if isinstance(value, str) else value
+
+
+def _flavor(value: object) -> object:
+    return "keras" if value == "tensorflow" else value
+
+
+Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=7 * 86400, json_schema_extra={"type": ["number", "string"]})]
+ProjectName = Annotated[str, Field(pattern=NAME)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, str_max_length=4096, allow_inf_nan=False)
+
+
+class Flavor(StrEnum):
+    """MLflow flavours of the models."""
+
+    SKLEARN = "sklearn"
+    PYTORCH = "pytorch"
+    KERAS = "keras"
+
+
+class Mode(StrEnum):
+    """Kinds of federated learning."""
+
+    CLASSIC = "classic"
+    HIERARCHICAL = "hierarchical"
+
+
+class Strategy(_Model):
+    """Flower's strategy by name, with its arguments."""
+
+    name: Annotated[Literal[STRATEGIES], BeforeValidator(_strategy)] = Field("fedavg", description="Flower's strategy, by name.")  # type: ignore[valid-type]
+    arguments: dict[str, bool | int | float | str] = Field(default_factory=dict, description="Its arguments, as Flower names them.")
+
+
+class BestModel(_Model):
+    """Which round's model is kept."""
+
+    metric: str = Field("accuracy", description="A metric of the learners' evaluation.")
+    direction: Literal["maximize", "minimize"] = Field("maximize", description="What is better.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_direction(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("metric") == "loss":
+            return {"direction": "minimize", **value}
+        return value
+
+
+class Cluster(_Model):
+    """A group of learners below one cluster aggregator."""
+
+    name: ProjectName = Field(description="Name of the cluster.")
+    learners: int = Field(1, ge=1, le=1000, description="Learners in the cluster.")
+
+
+class TrainingConfiguration(_Model):
+    """How the model is trained."""
+
+    mode: Mode = Field(Mode.CLASSIC, description="classic: one aggregator; hierarchical: clusters below a root aggregator.")
+    data_tags: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(
+        default_factory=list, max_length=50, description="Only data with one of these tags is used."
+    )
+    training_rounds: int = Field(3, ge=1, le=10_000, description="Rounds (of each cycle in hierarchical mode).")
+    training_cycles: int = Field(1, ge=1, le=10_000, description="Cycles; hierarchical mode only.")
+    min_available_clients: int = Field(1, ge=1, le=1000, description="Learners that are started, and needed to begin.")
+    min_fit_clients: int = Field(1, ge=1, le=1000, description="Learners whose training a round needs.")
+    min_evaluate_clients: int = Field(1, ge=1, le=1000, description="Learners whose evaluation a round needs.")
+    strategy: Strategy = Field(default_factory=Strategy, description="Flower's strategy.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of shards and learners.")
+    round_timeout: Duration = Field(600.0, description="Longest time for the answers of a round, such as 90s or 5m.")
+    fraction_fit: float = Field(1.0, gt=0, le=1, description="Share of the learners that train in a round.")
+    clusters: list[Cluster] = Field(default_factory=list, max_length=100, description="Clusters; hierarchical mode only.")
+    best_model: BestModel = Field(default_factory=BestModel, description="Which round's model is kept.")
+
+    @model_validator(mode="after")
+    def _quorum(self) -> Self:
+        for key in ("min_fit_clients", "min_evaluate_clients"):
+            if getattr(self, key) > self.min_available_clients:
+                raise ValueError(f"{key} is larger than min_available_clients, so no round could ever end")
+        if self.clusters and self.mode is Mode.CLASSIC:
+            raise ValueError("clusters need mode: hierarchical")
+        return self
+
+
+class ResourceConstraints(_Model):
+    """What one actor may take."""
+
+    memory: int = Field(100, ge=1, le=10_000_000, description="Memory of an actor's own work in MB, beside libraries and data.")
+    vcpus: int = Field(1, ge=1, le=1024, description="CPUs of an actor.")
+    storage: int = Field(0, ge=0, description="Storage in MB; 0 means no limit.")
+
+
+class EvaluationGate(_Model):
+    """When a model may be registered."""
+
+    metric: str = Field("accuracy", description="A metric of the best round, or holdout.accuracy.")
+    threshold: float | None = Field(None, description="The value that it has to reach.")
+    direction: Literal["maximize", "minimize"] = Field("maximize", description="What is better.")
+    no_worse_than_production: bool = Field(False, description="Also no worse than the version with alias production.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_direction(cls, value: Any) -> Any:
+        if isinstance(value, dict) and str(value.get("metric", "")).endswith("loss"):
+            return {"direction": "minimize", **value}
+        return value
+
+
+class Deployment(_Model):
+    """How the trained model is served."""
+
+    replicas: int = Field(1, ge=1, le=100, description="Servers; the process runtime runs one.")
+    port: int | None = Field(None, ge=1024, le=65535, description="Port; a free one is kept when it is left out.")
+    resources: ResourceConstraints | None = Field(None, description="What the server may take.")
+    strategy: Literal["rolling", "canary"] = Field("rolling", description="How a new version takes over.")
+    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
+        default_factory=dict, description="Environment variables of the server."
+    )
+
+
+class Triggers(_Model):
+    """What starts work beside a commit."""
+
+    schedule: Annotated[str, AfterValidator(_cron)] | None = Field(None, description="Cron expression with five fields.")
+    on_ml_repo_push: bool = Field(False, description="Follow ml_repo_ref instead of resolving it once per SLA.")
+    on_degradation: bool = Field(False, description="Train again when the served model gets worse.")
+
+
+PostTrainingStep = Literal["build_image_for_trained_model", "deploy_trained_model_image"]
+Platform = Literal["linux/amd64", "linux/arm64"]
+
+
+class ProjectSLA(_Model):
+    """One federated-learning project, declared."""
+
+    model_config = ConfigDict(populate_by_name=True, title="Project SLA")
+
+    customer_id: str = Field(
+        alias="customerID", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*$",
+        description="Owner; one tracking server each.",
+    )  # fmt: skip
+    ml_repo_url: Annotated[str, AfterValidator(_ml_repo_url)] = Field(description="Git URL, or a path inside this repo.")
+    ml_repo_ref: Annotated[str, AfterValidator(_ref)] | None = Field(None, description="Branch, tag or commit.")
+    ml_repo_subdir: Annotated[str, AfterValidator(_inside)] = Field("", description="Folder inside the ML repo.")
+    ml_model_flavor: Annotated[Flavor, BeforeValidator(_flavor)] = Field(description="sklearn, pytorch or keras (tensorflow).")
+    supported_platforms: list[Platform] = Field(["linux/amd64"], min_length=1, description="Platforms of the images.")
+    use_devel_base_images: bool = Field(False, description="As in FLOps.")
+    verbose: bool = Field(False, description="As in FLOps.")
+    training_configuration: TrainingConfiguration = Field(default_factory=TrainingConfiguration, description="The training.")
+    resource_constraints: ResourceConstraints = Field(default_factory=ResourceConstraints, description="Limits of an actor.")
+    evaluation_gate: EvaluationGate | None = Field(None, description="When a model may be registered.")
+    post_training_steps: list[PostTrainingStep] = Field(default_factory=list, description="What follows the training.")
+    deployment: Deployment | None = Field(None, description="How the model is served.")
+    triggers: Triggers | None = Field(None, description="What starts work beside a commit.")
+    depends_on: list[ProjectName] = Field(default_factory=list, max_length=100, description="Projects that come first.")
+    suspend: bool = Field(False, description="Do nothing for this project.")
+    on_change: Literal["supersede", "finish"] = Field("supersede", description="What a newer SLA does to running work.")
+    deletion_policy: Literal["keep", "delete"] = Field("keep", description="What happens to models when the SLA goes.")
+    rerun: str | int | None = Field(None, description="Change it to train again with the same content.")
+
+    @model_validator(mode="after")
+    def _steps(self) -> Self:
+        if "deploy_trained_model_image" in self.post_training_steps and (
+            "build_image_for_trained_model" not in self.post_training_steps
+        ):
+            raise ValueError("deploy_trained_model_image needs build_image_for_trained_model in post_training_steps")
+        return self
+
+
+class MockDataConfiguration(_Model):
+    """Which dataset plays the learners' data."""
+
+    dataset_name: str = Field(min_length=1, max_length=100, description="Dataset, such as mnist.")
+    number_of_partitions: int = Field(1, ge=1, le=10_000, description="Parts that the data is cut into.")
+    data_tag: str = Field(min_length=1, max_length=100, description="Tag under which SLAs ask for it.")
+
+
+class MockData(_Model):
+    """`mock_data.yaml`, as in FLOps."""
+
+    model_config = ConfigDict(populate_by_name=True, title="Mock data")
+
+    customer_id: str = Field(alias="customerID", min_length=1, max_length=100, description="Owner.")
+    mock_data_configuration: MockDataConfiguration = Field(description="The dataset.")
+
+    @property
+    def dataset_name(self) -> str:
+        """The dataset's name."""
+        return self.mock_data_configuration.dataset_name
+
+    @property
+    def number_of_partitions(self) -> int:
+        """Parts that the data is cut into."""
+        return self.mock_data_configuration.number_of_partitions
+
+    @property
+    def data_tag(self) -> str:
+        """The tag of the data."""
+        return self.mock_data_configuration.data_tag
+
+
+class BudgetConfig(_Model):
+    """What one machine gives to trainings at the same time."""
+
+    memory_mb: int | None = Field(None, ge=1, description="Memory in MB; 80 % of the machine's when left out.")
+    vcpus: int | None = Field(None, ge=1, description="CPUs; all of the machine's when left out.")
+    max_parallel: int = Field(4, ge=1, le=256, description="Projects that are worked on at the same time.")
+
+
+class OperatorConfig(_Model):
+    """`flops.yaml`: the operator's settings."""
+
+    model_config = ConfigDict(title="Operator settings")
+
+    instance: ProjectName = Field("default", description="Name of this reconciler; its status branch is status/<instance>.")
+    branch: Annotated[str, AfterValidator(_ref)] = Field("main", description="The branch that declares what is wanted.")
+    tracking_uri: str | None = Field(None, description="An MLflow server to use instead of one per customer.")
+    budget: BudgetConfig = Field(default_factory=BudgetConfig, description="What trainings may take together.")
+    allow_empty: bool = Field(False, description="Allow a commit that removes every project.")
+    data_directories: dict[str, str] = Field(default_factory=dict, description="Directories of data files by tag.")
+    poll_interval: Duration = Field(60.0, description="How often a remote is asked for commits.")
