@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
 import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +99,38 @@ def test_cancelling_leaves_no_process(job: TrainingJob, run) -> None:
     assert caught.value.code == "FL5001"
     with pytest.raises(AssertionError, match="no aggregator"):
         aggregator_of(job.run_dir)
+
+
+def test_a_killed_reconciler_takes_its_children_with_it(job: TrainingJob) -> None:
+    code = "import pickle, sys; from reconciler.federation.training import run_training; "
+    code += "job = pickle.load(sys.stdin.buffer); "
+    code += "run_training(job, on_event=lambda e: print(e.kind, flush=True), cancelled=lambda: False)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as reconciler:
+        assert reconciler.stdin is not None
+        assert reconciler.stdout is not None
+        reconciler.stdin.write(pickle.dumps(replace(job, rounds=100_000)))
+        reconciler.stdin.close()
+        while reconciler.stdout.readline() != b"round\n":
+            pass
+        group = os.getpgid(aggregator_of(job.run_dir))
+        reconciler.kill()
+    deadline = time.monotonic() + 20
+    while alive(group) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(group)
+
+
+def alive(group: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                state, _, its_group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                if int(its_group) == group and state != "Z":
+                    found.append(int(entry.name))
+    return found
 
 
 @pytest.mark.parametrize(

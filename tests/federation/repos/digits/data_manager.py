@@ -1,15 +1,14 @@
-import os
-
 import numpy as np
-from datasets import Dataset
+from flops_utils.ml_repo_building_blocks import load_dataset
+from flops_utils.ml_repo_templates import DataManagerTemplate
 
 
-class DataManager:
+class DataManager(DataManagerTemplate):
     def __init__(self):
         self._prepare_data()
 
     def _prepare_data(self):
-        data = Dataset.from_file(os.environ["FLOPS_DATA"]).with_format("numpy")
+        data = load_dataset().with_format("numpy")
         x = np.asarray(data["x"], dtype=np.float64)
         y = np.asarray(data["y"], dtype=np.int64)
         order = np.random.permutation(len(x))

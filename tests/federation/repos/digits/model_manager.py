@@ -1,12 +1,13 @@
 import numpy as np
 from data_manager import DataManager
+from flops_utils.ml_repo_templates import ModelManagerTemplate
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 CLASSES, FEATURES = 3, 8
 
 
-class ModelManager:
+class ModelManager(ModelManagerTemplate):
     def __init__(self):
         self.model = LogisticRegression()
         self.model.classes_ = np.arange(CLASSES)
