@@ -98,9 +98,7 @@ class TrainingEvent:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run_training(
-    job: TrainingJob, *, on_event: Callable[[TrainingEvent], None], cancelled: Callable[[], bool]
-) -> TrainingResult:
+def run_training(job: TrainingJob, *, on_event: Callable[[TrainingEvent], None], cancelled: Callable[[], bool]) -> TrainingResult:
     """Trains, goes on with, or just returns a run. Raises TrainingError (FL50xx); never leaves a process behind.
 
     `cancelled` is asked ten times a second; `on_event` is called in this thread, in order.

@@ -104,9 +104,7 @@ def _export(contract: ModelContract, spec: dict[str, Any], parameters: Path, rep
         return answer
     loaded = mlflow.pyfunc.load_model(str(target))
     inputs = np.concatenate([pair.inputs for pair in pairs])
-    predictions = np.concatenate(
-        [np.asarray(loaded.predict(inputs[at : at + _BATCH])) for at in range(0, len(inputs), _BATCH)]
-    )
+    predictions = np.concatenate([np.asarray(loaded.predict(inputs[at : at + _BATCH])) for at in range(0, len(inputs), _BATCH)])
     labels = _labels(pairs)
     if spec["is_holdout"]:
         answer["holdout"] = {"rows": float(len(inputs)), **_accuracy(predictions, labels)}

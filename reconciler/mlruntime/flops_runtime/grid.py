@@ -215,9 +215,7 @@ class EmbeddedGrid(Grid):  # type: ignore[misc, unused-ignore]
 
     def _pump(self, deadline: float | None) -> bool:
         """Takes in what has arrived, waiting for it until the deadline; False if nothing came."""
-        owners: dict[Any, Learner] = {
-            learner.connection: learner for learner in self.learners if learner.connection is not None
-        }
+        owners: dict[Any, Learner] = {learner.connection: learner for learner in self.learners if learner.connection is not None}
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         ready = wait(list(owners), left)
         connection: Any
