@@ -17,9 +17,7 @@ class Observer:
         self._journal = journal
         self._listeners = listeners
 
-    def tell(
-        self, project: str, kind: str, message: str, *, digest: str = "", data: Mapping[str, Any] | None = None
-    ) -> None:
+    def tell(self, project: str, kind: str, message: str, *, digest: str = "", data: Mapping[str, Any] | None = None) -> None:
         """One event of a project; project is "" for the cycle itself."""
         stage = str((data or {}).get("stage", ""))
         event = self._journal.append(project, kind, message, digest=digest, stage=stage, data=data)

@@ -97,9 +97,7 @@ class Journal:
     def finish(self, intent: int, result: str, message: str, seconds: float) -> None:
         """Write the result of a stage whose intent was written before."""
         with self._lock, self._db:
-            self._db.execute(
-                "UPDATE stages SET seconds=?, result=?, message=? WHERE id=?", (seconds, result, message, intent)
-            )
+            self._db.execute("UPDATE stages SET seconds=?, result=?, message=? WHERE id=?", (seconds, result, message, intent))
 
     def events(self, project: str = "", *, after: int = 0, limit: int = 1000) -> list[Event]:
         """The newest `limit` events after an id, oldest first; of all projects when `project` is empty."""

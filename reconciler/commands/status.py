@@ -114,11 +114,7 @@ def _table(console: Console, documents: Mapping[str, Document]) -> None:
         address = f"{service.get('address', '')}{'' if live and live['healthy'] else ' (down)'}" if service else ""
         marks = [_mark(document, kind) for kind in ("Synced", "Ready")]
         says = next(
-            (
-                item["message"]
-                for kind in ("Stalled", "Suspended", "Reconciling", "Ready")
-                if (item := condition(document, kind))
-            ),
+            (item["message"] for kind in ("Stalled", "Suspended", "Reconciling", "Ready") if (item := condition(document, kind))),
             "",
         )
         table.add_row(name, *marks, version, accuracy, address, clean(says))

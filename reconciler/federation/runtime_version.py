@@ -25,3 +25,8 @@ def mlruntime_digest() -> str:
         digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+TRAINING_VERSION = "1"
+"""Part of every run's digest. Raised by hand when the runtime's code changes *what is learnt* – not with every edit, because that
+would train every project of every user again with each release (docs/adr/0006)."""

@@ -54,7 +54,7 @@ def read_snapshot(repo: Path, commit: str, before: Snapshot | None = None) -> Sn
     trees = {entry.path: entry for entry in list_tree(repo, commit, f"{PROJECTS}/", BUILD_PLANS, recursive=False)}
     build_plans = trees[BUILD_PLANS].blob if BUILD_PLANS in trees else ""
     folders = {path.split("/")[1]: entry for path, entry in trees.items() if path.startswith(f"{PROJECTS}/")}
-    known = {name: files for name, files in before.projects.items()} if before else {}
+    known = dict(before.projects) if before else {}
     changed = [name for name, entry in folders.items() if entry.mode == "040000" and _tree(known, name) != entry.blob]
     entries: dict[str, list[TreeEntry]] = {name: [] for name in changed}
     if changed:

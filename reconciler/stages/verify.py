@@ -27,7 +27,6 @@ def run(work: Work) -> Outcome:
     accuracy = f", accuracy {full.accuracy:.4f}" if full.accuracy is not None else ""
     return Outcome(
         "done",
-        f"{full.matched}/{full.samples} answers as the model's own{accuracy}, "
-        f"median {result.latency_p50_ms:.1f} ms a request",
+        f"{full.matched}/{full.samples} answers as the model's own{accuracy}, median {result.latency_p50_ms:.1f} ms a request",
         {"verification": asdict(full)},
     )

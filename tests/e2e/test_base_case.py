@@ -127,9 +127,7 @@ def test_predict_and_test_inference(bench: Workbench) -> None:
 def test_another_project_with_a_bad_sla_does_no_harm(bench: Workbench) -> None:
     bad = bench.clone / "projects" / "bad"
     bad.mkdir()
-    (bad / "sla.yaml").write_text(
-        "customerID: demo\nml_repo_url: ./projects/mnist-classic/ml_repo\nml_model_flavour: x\n"
-    )
+    (bad / "sla.yaml").write_text("customerID: demo\nml_repo_url: ./projects/mnist-classic/ml_repo\nml_model_flavour: x\n")
     bench.commit("A bad SLA")
     shown = bench.flops("reconcile", "--once", check=False)
     assert "did you mean" in shown.lower()

@@ -1,0 +1,279 @@
+"""Locks and environments on disk, shared by all projects of a user.
+
+A lock is made once per declaration: the same declaration gives the same versions until it changes, like a moving ref that is
+resolved once. An environment is made once per lock; it is complete or it is not there. Nothing of the ML repo is run here:
+only wheels are installed, and uv runs in an empty folder, so that no configuration of the ML repo is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import orjson
+import uv
+from filelock import FileLock
+
+from reconciler.digests import digest_of
+from reconciler.environments.declarations import read_declaration
+from reconciler.environments.model import Declaration, DependencyReport, Environment, Lock
+from reconciler.errors import BuildError, Where
+
+OLDEST_PYTHON = (3, 10)
+"""Flower needs it."""
+LIMIT_SECONDS = 1800
+RUNTIME: tuple[str, ...] = (
+    "flwr>=1.20",  # the learners speak Flower's messages
+    "datasets>=3.6,<4",  # 4 and later break `dataset["image"].reshape` of FLOps' repos
+    "mlflow-skinny>=3",  # saves the model in MLflow's form
+    "pandas",
+    "pillow",
+    "numpy",
+    "cloudpickle",
+    "uvicorn",  # the inference server
+    "starlette",
+    "orjson",
+)
+HELPERS = frozenset({"cloudpickle", "packaging", "psutil", "pyyaml", "protobuf", "requests", "typing-extensions"})
+"""Packages that exported conda files pin although the model does not care; they may be newer when the runtime needs it."""
+FLAVORS = {"sklearn": ("scikit-learn",), "pytorch": ("torch",), "keras": ("keras>=3",)}
+
+Tell = Callable[[str], None]
+
+
+class EnvironmentStore:
+    """Locks below `root/locks`, environments below `root/envs`."""
+
+    def __init__(self, root: Path, *, runtime: Sequence[str] = RUNTIME) -> None:
+        self._root = root.absolute()
+        self._runtime = tuple(runtime)
+        self._uv = uv.find_uv_bin()
+        self._known: dict[str, Lock] = {}
+
+    def lock(self, repo_dir: Path, *, flavor: str, on_line: Tell | None = None) -> Lock:
+        """The lock of an ML repo's dependencies. Raises BuildError with the file and line that is to blame."""
+        declaration = read_declaration(repo_dir)
+        key = digest_of([declaration.requirements, declaration.python, flavor, self._runtime])[:32]
+        path = self._root / "locks" / f"{key}.json"
+        if key not in self._known:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):
+                self._known[key] = _read_lock(path) or self._make_lock(declaration, flavor, path, on_line or _silent)
+        return self._known[key]
+
+    def ensure(self, lock: Lock, *, on_line: Tell | None = None) -> Environment:
+        """The environment of a lock, built unless it is there."""
+        started = time.monotonic()
+        path = self._root / "envs" / lock.digest[:32]
+        if self._complete(path):
+            return Environment(lock.digest, path, path / "bin" / "python", built=False, seconds=time.monotonic() - started)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            built = not self._complete(path)
+            if built:
+                self._build(lock, path, on_line or _silent)
+        return Environment(lock.digest, path, path / "bin" / "python", built=built, seconds=time.monotonic() - started)
+
+    def _make_lock(self, declaration: Declaration, flavor: str, path: Path, tell: Tell) -> Lock:
+        tell(f"locking {declaration.file} …")
+        python, warnings = self._interpreter(declaration.python)
+        wanted = [text for text, _ in declaration.requirements]
+        named = {re.split(r"[\s<>=!~;\[]", text)[0].lower() for text in wanted}
+        wanted += [item for item in (*self._runtime, *FLAVORS.get(flavor, ())) if re.split(r"[<>=]", item)[0] not in named]
+        version = python.version
+        try:
+            text = self._compile(wanted, version)
+        except _Failed as failed:
+            loosened, changes = _loosen(wanted)
+            try:
+                if not changes:
+                    raise failed
+                text = self._compile(loosened, version)
+            except _Failed:
+                raise _lock_error(declaration, failed.said) from failed
+            warnings += changes
+        report = DependencyReport(declaration.report.lines, (*declaration.report.warnings, *warnings))
+        lock = Lock(digest_of([version, text]), version, text, report)
+        content = {
+            "digest": lock.digest,
+            "python": version,
+            "requirements": text,
+            "lines": report.lines,
+            "warnings": report.warnings,
+        }
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(orjson.dumps(content))
+        temporary.replace(path)
+        return lock
+
+    def _compile(self, wanted: Sequence[str], version: str) -> str:
+        return self._run(
+            ["pip", "compile", "-", "--quiet", "--generate-hashes", "--no-emit-index-url", "--no-header", "--no-annotate",
+             "--only-binary", ":all:", "--python-version", version],
+            stdin="\n".join(wanted) + "\n",
+        )  # fmt: skip
+
+    def _build(self, lock: Lock, path: Path, tell: Tell) -> None:
+        for remains in path.parent.glob(f".{path.name}-*"):
+            shutil.rmtree(remains, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+        tell(f"building the environment {lock.digest[:12]} for Python {lock.python} …")
+        try:
+            python, _ = self._interpreter(lock.python)
+            requirements = folder / "requirements.txt"
+            requirements.write_text(lock.requirements)
+            self._run(["venv", "--quiet", "--relocatable", "--python", python.path, str(folder / "venv")])
+            self._run(
+                ["pip", "sync", "--quiet", "--require-hashes", "--compile-bytecode", "--only-binary", ":all:",
+                 "--python", str(folder / "venv" / "bin" / "python"), str(requirements)],
+            )  # fmt: skip
+            (folder / "venv" / ".complete").write_text(lock.digest)
+            (folder / "venv").replace(path)
+        except _Failed as failed:
+            raise _build_error(failed.said) from failed
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise _disk_full() from error
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @staticmethod
+    def _complete(path: Path) -> bool:
+        """Complete, and its interpreter still there: the one that it was made from may have been removed."""
+        return (path / ".complete").is_file() and (path / "bin" / "python").exists()
+
+    def _interpreter(self, wish: str | None) -> tuple[_Interpreter, tuple[str, ...]]:
+        found = self._interpreters()
+        if not found:
+            raise BuildError("FL3010", "There is no Python 3.10 or later.", cure="Install one on this machine.", transient=True)
+        if wish is None:
+            newest_common = next((item for item in found if item.version == "3.11"), found[-1])
+            return newest_common, ()
+        exact = next((item for item in found if item.version == wish), None)
+        if exact:
+            return exact, ()
+        number = _number(wish)
+        nearest = min(found, key=lambda item: (abs(_number(item.version)[1] - number[1]), -_number(item.version)[1]))
+        return nearest, (f"Python {wish} is not on this machine; {nearest.version} is used instead",)
+
+    def _interpreters(self) -> list[_Interpreter]:
+        try:
+            out = self._run(["python", "list", "--only-installed", "--output-format", "json"])
+        except _Failed as failed:
+            raise BuildError("FL3010", f"No Python was found: {failed.said}.", cure="Install one.", transient=True) from failed
+        found: dict[str, _Interpreter] = {}
+        for item in orjson.loads(out):
+            version = f"{item['version_parts']['major']}.{item['version_parts']['minor']}"
+            good = item.get("implementation") == "cpython" and item.get("variant", "default") == "default"
+            if good and _number(version) >= OLDEST_PYTHON and "a" not in item["version"] and "b" not in item["version"]:
+                found.setdefault(version, _Interpreter(version, item["path"]))
+        return sorted(found.values(), key=lambda item: _number(item.version))
+
+    def _run(self, arguments: Sequence[str], stdin: str | None = None) -> str:
+        environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "NO_COLOR": "1", "UV_NO_PROGRESS": "1"}
+        environment.pop("VIRTUAL_ENV", None)
+        with tempfile.TemporaryDirectory() as empty:
+            try:
+                done = subprocess.run(
+                    [self._uv, *arguments], cwd=empty, env=environment, input=stdin, capture_output=True, text=True,
+                    timeout=LIMIT_SECONDS, check=False,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired as error:
+                raise _Failed(f"uv took longer than {LIMIT_SECONDS} s") from error
+        if done.returncode:
+            raise _Failed(done.stderr.strip())
+        return done.stdout
+
+
+class _Interpreter:
+    def __init__(self, version: str, path: str) -> None:
+        self.version = version
+        self.path = path
+
+
+class _Failed(Exception):  # noqa: N818 – private: a command's way to end
+    def __init__(self, said: str) -> None:
+        super().__init__(said)
+        self.said = said
+
+
+def _silent(_line: str) -> None:
+    return None
+
+
+def _loosen(wanted: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The requirements with the pins of helper packages as lower bounds, and what is to be said about that."""
+    found, changes = [], []
+    for text in wanted:
+        name, _, version = text.partition("==")
+        if version and name.strip().lower() in HELPERS:
+            changes.append(f"{text} does not go with the runtime: a newer {name.strip()} is used")
+            text = f"{name.strip()}>={version.strip().removesuffix('.*')}"
+        found.append(text)
+    return found, tuple(changes)
+
+
+def _number(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _read_lock(path: Path) -> Lock | None:
+    if not path.is_file():
+        return None
+    try:
+        content = orjson.loads(path.read_bytes())
+        report = DependencyReport(tuple(content["lines"]), tuple(content["warnings"]))
+        lock = Lock(content["digest"], content["python"], content["requirements"], report)
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+    return lock if lock.digest == digest_of([lock.python, lock.requirements]) else None
+
+
+def _lock_error(declaration: Declaration, said: str) -> BuildError:
+    where = Where(declaration.file)
+    for text, line in declaration.requirements:
+        name = re.split(r"[\s<>=!~;\[]", text)[0]
+        if re.search(
+            rf"Because {re.escape(name)} was not found|no versions of {re.escape(name)}\b|no version of {re.escape(name)}\b", said
+        ):
+            return BuildError(
+                "FL3011",
+                f"The package index has no {text}.",
+                cure="Correct the name or the version.",
+                where=Where(declaration.file, line),
+            )
+    if re.search(r"no wheels|no usable wheels|Building source distributions", said):
+        return BuildError("FL3012", f"A package has no wheel: {_short(said)}", cure="Choose a version with a wheel.", where=where)
+    if re.search(r"error sending request|Failed to fetch|dns error|timed out|Could not connect", said, re.IGNORECASE):
+        return BuildError("FL3013", "The package index does not answer.", cure="It is tried again.", where=where, transient=True)
+    return BuildError(
+        "FL3014",
+        f"The dependencies cannot be satisfied together: {_short(said)}",
+        cure="Loosen one of the pins; the runtime adds flwr, datasets and mlflow-skinny.",
+        where=where,
+    )
+
+
+def _build_error(said: str) -> BuildError:
+    if "No space left" in said or "os error 28" in said:
+        return _disk_full()
+    return BuildError("FL3015", f"The environment cannot be built: {_short(said)}", cure="It is tried again.", transient=True)
+
+
+def _disk_full() -> BuildError:
+    return BuildError("FL3016", "The disk is full; the environment was not built.", cure="Free some space.", transient=True)
+
+
+def _short(said: str) -> str:
+    text = " ".join(line.strip(" ×╰─▶│├┬") for line in said.splitlines() if line.strip())
+    return text[:600] + ("…" if len(text) > 600 else "")

@@ -1,0 +1,61 @@
+"""What every runtime can do: show, start or roll over, and remove services."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+Verify = Callable[[str], None]
+"""Called with the private address of a new version before it takes over; raises to keep the old one in service."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """A service as it should run.
+
+    With `socket="inherited"` the server gets the listening socket (`--fd N`), a private one (`--private-fd N`) and a control
+    pipe (`--control-fd N`), so that versions change without a failed request. With "own" it listens by itself, on the port
+    that takes the place of `{port}` in `argv`.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    cwd: Path
+    health_path: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    port: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    socket: Literal["inherited", "own"] = "inherited"
+    start_timeout: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service as it is; `address` is host:port, `started_at` seconds since the epoch."""
+
+    name: str
+    address: str
+    healthy: bool
+    labels: Mapping[str, str]
+    pid: int | None = None
+    restarts: int = 0
+    started_at: float = 0.0
+    error: str = ""
+
+
+class Runtime(Protocol):
+    """A place where services run."""
+
+    def observe(self) -> list[Service]:
+        """Every service that was applied and not removed, with its health as last seen."""
+
+    def apply(self, spec: ServiceSpec, verify: Verify | None = None) -> Service:
+        """Make a service run as declared: nothing when it does, else a rollover. Raises ServingError; the old one stays."""
+
+    def remove(self, name: str) -> None:
+        """Stop a service and forget it; nothing when there is none."""
+
+    def logs(self, name: str, lines: int = 200) -> Iterator[str]:
+        """The last lines of a service's log."""

@@ -1,0 +1,1 @@
+"""The client side of inference: asking a service, and verifying it."""
