@@ -160,6 +160,7 @@ CODES: dict[str, str] = {
     "FL9003": "an error of the reconciler itself",
     "FL9004": "another reconciler works on the same state directory",
     "FL9005": "the tracked branch declares no project any more",
+    "FL9101": "the folder for a fresh GitOps repo is not empty",
     "FL9006": "there is no status of that project",
 }
 

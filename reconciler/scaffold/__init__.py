@@ -1,0 +1,69 @@
+"""`flops init`: a fresh GitOps repo with the layout of ours.
+
+The templates are the one source of the example projects; the copies at the top of our own repo are compared with them by
+`make check`. Schemas are made from the models, never copied.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from reconciler.errors import ControllerError
+from reconciler.spec.schemas import files as schema_files
+
+TEMPLATES = Path(__file__).parent / "templates"
+_CUSTOMER = "customerID: demo"
+
+
+def init_repository(directory: Path, *, customer: str = "demo", force: bool = False) -> list[Path]:
+    """Write the files of a fresh GitOps repo; their paths relative to it. Raises ControllerError for a full folder."""
+    if directory.exists() and any(item.name != ".git" for item in directory.iterdir()) and not force:
+        raise ControllerError("FL9101", f"{directory} is not empty.", cure="Choose another folder, or say --force.")
+    contents = template_files()
+    written = []
+    for name, content in sorted(contents.items()):
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.replace(_CUSTOMER.encode(), f"customerID: {customer}".encode()))
+        written.append(Path(name))
+    return written
+
+
+def template_files() -> dict[str, bytes]:
+    """Every file of a fresh GitOps repo by its path."""
+    found = {
+        str(path.relative_to(TEMPLATES)): path.read_bytes()
+        for path in sorted(TEMPLATES.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    # A package may not ship a file that is called .gitignore: build tools obey it.
+    found[".gitignore"] = found.pop("gitignore")
+    return found | {f"schemas/{name}": content for name, content in schema_files().items()}
+
+
+SHARED = ("projects/", "schemas/", ".vscode/")
+"""What our own repo, itself a GitOps repo, has in common with a fresh one."""
+
+
+def main(arguments: list[str]) -> int:
+    """Copy the shared templates to the top of our repo, or compare them with `--check`."""
+    root = Path(__file__).parents[2]
+    shared = {name: content for name, content in template_files().items() if name.startswith(SHARED)}
+    stale = [name for name, content in shared.items() if not _same(root / name, content)]
+    if "--check" in arguments:
+        for name in stale:
+            print(f"{name} differs from its template: run `make sync`")
+        return 1 if stale else 0
+    for name in stale:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(shared[name])
+    return 0
+
+
+def _same(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
