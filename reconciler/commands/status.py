@@ -102,8 +102,9 @@ def _good(document: Mapping[str, Any]) -> bool:
 
 def _table(console: Console, documents: Mapping[str, Document]) -> None:
     table = Table()
-    for column in ("project", "synced", "ready", "model", "accuracy", "serves at", "says"):
+    for column in ("project", "synced", "ready", "model", "accuracy", "serves at"):
         table.add_column(column, overflow="fold")
+    remarks = []
     for name, document in sorted(documents.items()):
         model = document.get("model") or {}
         metrics = model.get("holdout") or model.get("metrics") or {}
@@ -113,12 +114,15 @@ def _table(console: Console, documents: Mapping[str, Document]) -> None:
         live = document.get("live")
         address = f"{service.get('address', '')}{'' if live and live['healthy'] else ' (down)'}" if service else ""
         marks = [_mark(document, kind) for kind in ("Synced", "Ready")]
-        says = next(
-            (item["message"] for kind in ("Stalled", "Suspended", "Reconciling", "Ready") if (item := condition(document, kind))),
-            "",
-        )
-        table.add_row(name, *marks, version, accuracy, address, clean(says))
+        table.add_row(name, *marks, version, accuracy, address)
+        remarks += [
+            f"{name}: {kind}: {clean(item['message'])}"
+            for kind in ("Stalled", "Suspended", "Reconciling")
+            if (item := condition(document, kind))
+        ]
     console.print(table)
+    for remark in remarks:
+        console.print(remark, markup=False, highlight=False, soft_wrap=True)
 
 
 def _mark(document: Document, kind: str) -> str:

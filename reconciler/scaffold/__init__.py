@@ -6,7 +6,6 @@ The templates are the one source of the example projects; the copies at the top 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from reconciler.errors import ControllerError
@@ -63,7 +62,3 @@ def main(arguments: list[str]) -> int:
 
 def _same(path: Path, content: bytes) -> bool:
     return path.is_file() and path.read_bytes() == content
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -84,7 +84,7 @@ def read_snapshot(repo: Path, commit: str, before: Snapshot | None = None) -> Sn
 def list_tree(repo: Path, commit: str, *paths: str, recursive: bool = True) -> list[TreeEntry]:
     """The files (or, not recursive, the direct entries) below some paths of a commit."""
     options = ["-r"] if recursive else []
-    out = command.run(repo, "ls-tree", "-l", "-z", *options, "--full-tree", "--end-of-options", commit, "--", *paths)
+    out = command.run(repo, "ls-tree", "-l", "-z", *options, "--full-tree", "--end-of-options", commit, *paths)
     found = []
     for line in out.split(b"\x00"):
         if line:

@@ -64,10 +64,9 @@ class Tracking:
 
     def metrics_of_alias(self, customer: str, project: str, alias: str) -> dict[str, float] | None:
         """The metrics of the version with an alias, or None."""
-        answer = self._rest.get("registered-models/alias", {"name": model_name(customer, project), "alias": alias})
-        if not answer:
+        version = next((item for item in self.versions(customer) if item.project == project and alias in item.aliases), None)
+        if version is None:
             return None
-        version = _version(answer["model_version"], [alias])
         return {**version.metrics, **{f"holdout.{name}": value for name, value in version.holdout.items()}}
 
     # --- writing
@@ -113,10 +112,11 @@ class Tracking:
     def download(self, version: ModelVersion, destination: Path) -> Path:
         """Put a version's model directory to `destination`, which appears complete or not at all."""
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with self._writing(), tempfile.TemporaryDirectory(dir=destination.parent, prefix=".download-") as folder:
+        with self._writing() as client, tempfile.TemporaryDirectory(dir=destination.parent, prefix=".download-") as folder:
             from mlflow.artifacts import download_artifacts
 
-            got = download_artifacts(artifact_uri=f"models:/{version.model_id}", dst_path=folder, tracking_uri=self.uri)
+            location = client.get_logged_model(version.model_id).artifact_location
+            got = download_artifacts(artifact_uri=location, dst_path=folder, tracking_uri=self.uri)
             shutil.rmtree(destination, ignore_errors=True)
             Path(got).replace(destination)
         destination.chmod(0o755)
@@ -162,6 +162,7 @@ class Tracking:
                 METRICS: tags.get(METRICS, "{}"),
             },
             model_id=model_id,
+            await_creation_for=0,
         )
 
     def _experiment(self, customer: str, project: str) -> str | None:
@@ -200,6 +201,8 @@ def _configure() -> None:
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "60"),
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("DO_NOT_TRACK", "true"),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
+        ("MLFLOW_LOGGING_LEVEL", "WARNING"),
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
         ("GIT_PYTHON_REFRESH", "quiet"),
     ):
