@@ -20,7 +20,6 @@ from pathlib import Path
 
 import httpx
 import orjson
-from reconciler.federation.runtime_version import mlruntime_dir
 from rich.console import Console
 from rich.table import Table
 
@@ -28,6 +27,7 @@ from bench.workbench import Workbench, make
 from reconciler.controller import Controller
 from reconciler.engine import open_engine
 from reconciler.events import Observer
+from reconciler.federation.runtime_version import mlruntime_dir
 
 PROJECT = "mnist-classic"
 FLOPS_SECONDS = 769.0
@@ -82,14 +82,10 @@ def _plain_loop(bench: Workbench, train: float, rows: list[Row]) -> dict[str, fl
     content = orjson.loads(job.read_bytes())
     script = Path(__file__).parent / "plain_loop.py"
     environment = {"PYTHONPATH": str(mlruntime_dir()), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [content["python"], str(script), str(job)], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([content["python"], str(script), str(job)], env=environment, capture_output=True, text=True, check=True)
     loop = orjson.loads(done.stdout.splitlines()[-1])
     limit = 2 * loop["seconds"] + 5
-    rows.append(
-        ("training, all of the stage", f"{train:.2f} s", f"≤ {limit:.2f} s", f"{train / loop['seconds']:.2f}× the loop")
-    )
+    rows.append(("training, all of the stage", f"{train:.2f} s", f"≤ {limit:.2f} s", f"{train / loop['seconds']:.2f}× the loop"))
     rows.append(("    plain Python loop", f"{loop['seconds']:.2f} s", "", f"accuracy {loop['accuracy']:.4f}"))
     return {"plain_loop_seconds": loop["seconds"]}
 

@@ -107,7 +107,10 @@ class Journal:
         )
         with self._lock:
             rows = self._db.execute(query, (after, project, project, limit)).fetchall()
-        return [Event(*row[:7], orjson.loads(row[7])) for row in rows]
+        return [
+            Event(number, at, name, digest, kind, stage, message, orjson.loads(data))
+            for number, at, name, digest, kind, stage, message, data in rows
+        ]
 
     def stages(self, project: str, digest: str = "") -> list[StageRecord]:
         """Every run of a stage of a project, oldest first."""

@@ -62,8 +62,8 @@ def observe(
         project = wanted.get(name)
         document = documents.get(name, {})
         if project is None or project.customer in unreachable:
-            error = unreachable.get(project.customer) if project else None
-            projects.append(_without_registry(name, document, services.get(name), str(error or "")))
+            why = str(unreachable[project.customer]) if project else ""
+            projects.append(_without_registry(name, document, services.get(name), why))
             continue
         found = [item for item in versions.get(project.customer, ()) if item.project == name]
         try:

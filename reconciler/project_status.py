@@ -35,6 +35,7 @@ def settled(view: View, project: DesiredProject) -> Document:
     plan = view.plan.by_name()[project.name]
     document = _base(view, project.name)
     ready = _ready(view, project.name)
+    found: tuple[Condition, ...]
     if project.problems:
         problem = project.problems[0]
         document["error"] = dict(problem)

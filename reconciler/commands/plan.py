@@ -33,14 +33,15 @@ MARK = {Verb.RUN: "+", Verb.REUSE: "=", Verb.SKIP: "-"}
 def show_plan(repo: Path, state: Path | None, base: str, head: str, form: str) -> int:
     """Print the plan; the exit code says whether there are changes."""
     engine = open_engine(repo, state)
-    if base or head:
-        planned = _between(engine, base, head)
-    else:
-        planned = Controller(engine, Observer(engine.journal)).look(fetch=False).plan
+    planned = _between(engine, base, head) if base or head else _now(engine)
     print(_FORMATS[form](planned))
     if any(item.change == "invalid" for item in planned.projects):
         return 2
     return 0 if planned.is_noop else 1
+
+
+def _now(engine: Engine) -> Plan:
+    return Controller(engine, Observer(engine.journal)).look(fetch=False).plan
 
 
 def _between(engine: Engine, base: str, head: str) -> Plan:

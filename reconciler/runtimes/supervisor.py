@@ -112,8 +112,7 @@ class Server:
 
     async def ended(self) -> int:
         """Wait for the process's end."""
-        assert self._process is not None
-        return await self._process.wait()
+        return await self._process.wait() if self._process else 0
 
     def accept(self) -> None:
         """Take requests from the shared socket."""
@@ -128,10 +127,8 @@ class Server:
             self._tell(b"drain\n")
         else:
             self._signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), DRAIN_LIMIT)
-        except TimeoutError:
-            pass
         self.kill()
 
     def kill(self) -> None:
@@ -270,8 +267,7 @@ class Supervisor:
     async def _keep_up(self) -> None:
         """Watch the current server; start it again when it ends or stops answering."""
         backoff = FIRST_BACKOFF
-        while True:
-            assert self._current is not None
+        while self._current is not None:
             reason = await self._until_bad(self._current)
             self._current.kill()
             self._restarts += 1

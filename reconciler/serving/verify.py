@@ -79,7 +79,7 @@ def _same(answers: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -
         close = np.isclose(answers.astype(float), expected.astype(float), rtol=1e-4, atol=1e-5)
     else:
         close = np.asarray(answers == expected)
-    return close.reshape(len(expected), -1).all(axis=1)
+    return np.asarray(close.reshape(len(expected), -1).all(axis=1), dtype=bool)
 
 
 def _classes(answers: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:

@@ -7,6 +7,7 @@ stands behind `--end-of-options` or `--`.
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,12 +44,12 @@ def run(
         ["git", *_INERT, *arguments],
         as_process=True,
         env=environment,
-        istream=git.cmd.PIPE if stdin is not None else None,
+        istream=subprocess.PIPE if stdin is not None else None,
     )
-    raw = process.proc
+    raw: subprocess.Popen[bytes] = process.proc  # type: ignore[assignment]  # there is one, as the process was just started
     try:
         out, err = raw.communicate(stdin, timeout=limit)
-    except Exception as error:
+    except subprocess.TimeoutExpired as error:
         raw.kill()
         raw.communicate()
         raise SourceError(

@@ -121,7 +121,8 @@ def _shown_value(value: object) -> str:
 def _kind(value: object) -> str:
     if value is None:
         return "empty"
-    return {dict: "a mapping", list: "a list", str: "text"}.get(type(value), "a single value")
+    names: dict[type, str] = {dict: "a mapping", list: "a list", str: "text"}
+    return names.get(type(value), "a single value")
 
 
 def _sentence(message: str) -> str:

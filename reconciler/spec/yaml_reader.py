@@ -49,16 +49,18 @@ class Document:
 def read(data: bytes, path: str) -> Document:
     """Parse one document. Raises SpecErrors with everything that is wrong with it as text."""
     if len(data) > MAX_BYTES:
-        _refuse("FL1001", f"The file has {len(data):,} bytes, more than {MAX_BYTES:,}.", "Take out what is not an SLA.", path)
+        raise _refusal(
+            "FL1001", f"The file has {len(data):,} bytes, more than {MAX_BYTES:,}.", "Take out what is not an SLA.", path
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        _refuse("FL1002", "The file is not UTF-8.", "Save it as UTF-8.", path, (line, 0))
+        raise _refusal("FL1002", "The file is not UTF-8.", "Save it as UTF-8.", path, (line, 0)) from error
     found = _CONTROL.search(text)
     if found:
         line = text.count("\n", 0, found.start()) + 1
-        _refuse("FL1003", "The file has a control character.", "Remove it.", path, (line, 0))
+        raise _refusal("FL1003", "The file has a control character.", "Remove it.", path, (line, 0))
     return _Builder(path).build(text)
 
 
@@ -73,7 +75,7 @@ class _Builder:
             events = self._events(text)
             first = next(events, None)
             if first is None:
-                _refuse("FL1004", "The file is empty.", "Write an SLA into it, or remove it.", self._path, (1, 1))
+                raise _refusal("FL1004", "The file is empty.", "Write an SLA into it, or remove it.", self._path, (1, 1))
             self._document.value = self._node(first, events, ())
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
@@ -92,16 +94,16 @@ class _Builder:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    _refuse("FL1006", "The file has more than one document.", "Keep one; remove `---`.", self._path, place)
+                    raise _refusal("FL1006", "The file has more than one document.", "Keep one; remove `---`.", self._path, place)
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                _refuse("FL1007", "Anchors and aliases are not allowed.", "Write the value out.", self._path, place)
+                raise _refusal("FL1007", "Anchors and aliases are not allowed.", "Write the value out.", self._path, place)
             tag = getattr(event, "tag", None)
             if tag and tag != "!":
-                _refuse("FL1008", "Tags are not allowed.", "Remove what starts with `!`.", self._path, place)
+                raise _refusal("FL1008", "Tags are not allowed.", "Remove what starts with `!`.", self._path, place)
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if depth > MAX_DEPTH:
-                    _refuse("FL1009", f"It is nested deeper than {MAX_DEPTH} levels.", "Flatten it.", self._path, place)
+                    raise _refusal("FL1009", f"It is nested deeper than {MAX_DEPTH} levels.", "Flatten it.", self._path, place)
             if isinstance(event, yaml.CollectionEndEvent):
                 depth -= 1
             if isinstance(event, yaml.NodeEvent | yaml.CollectionEndEvent):
@@ -123,10 +125,10 @@ class _Builder:
         while not isinstance(event := next(events), yaml.MappingEndEvent):
             place = _place(event)
             if not isinstance(event, yaml.ScalarEvent):
-                _refuse("FL1016", "A key is not a plain word.", "Use text as keys.", self._path, place)
-            key = event.value
+                raise _refusal("FL1016", "A key is not a plain word.", "Use text as keys.", self._path, place)
+            key: str = event.value
             if key == "<<":
-                _refuse("FL1007", "Merge keys are not allowed.", "Write the keys out.", self._path, place)
+                raise _refusal("FL1007", "Merge keys are not allowed.", "Write the keys out.", self._path, place)
             if key in found:
                 first = self._document.keys[(*path, key)]
                 self._add("FL1017", f"The key {shown(key)} stands twice, first in line {first[0]}.", "Keep one of them.", place)
@@ -172,8 +174,9 @@ def shown(value: object) -> str:
 
 
 def _place(event: yaml.Event) -> Place:
-    return event.start_mark.line + 1, event.start_mark.column + 1
+    mark = event.start_mark
+    return (mark.line + 1, mark.column + 1) if mark else (0, 0)
 
 
-def _refuse(code: str, cause: str, cure: str, path: str, place: Place = (0, 0)) -> Any:
-    raise SpecErrors([SpecError(code, cause, cure=cure, where=Where(path, *place))])
+def _refusal(code: str, cause: str, cure: str, path: str, place: Place = (0, 0)) -> SpecErrors:
+    return SpecErrors([SpecError(code, cause, cure=cure, where=Where(path, *place))])

@@ -12,6 +12,7 @@ import orjson
 from reconciler.environments import DependencyReport, Lock
 from reconciler.errors import TrackingError
 from reconciler.stages.model import Outcome, Work
+from reconciler.tracking import ModelVersion
 
 EXTRA = "flops"
 """Folder inside the model directory for what serving needs beside the model; it is registered with the model."""
@@ -34,7 +35,7 @@ def run(work: Work) -> Outcome:
     )
 
 
-def registered(work: Work):  # type: ignore[no-untyped-def]
+def registered(work: Work) -> ModelVersion:
     """The version of this digest, as registered now or before."""
     if work.version is None:
         versions = work.tools.tracking(work.desired.customer).versions(work.desired.customer)

@@ -30,9 +30,7 @@ def declared(rounds: int = 3, *, gate: str = "0.8", port: str = "0", steps: froz
     return DesiredProject("mnist", "demo", training, {"threshold": gate}, {"port": port}, steps)
 
 
-def carry_out(
-    desired: DesiredProject, observed: ObservedProject, step: ProjectPlan, *, meets: bool = True
-) -> ObservedProject:
+def carry_out(desired: DesiredProject, observed: ObservedProject, step: ProjectPlan, *, meets: bool = True) -> ObservedProject:
     """The world after a plan was carried out: the smallest honest simulation of the stages."""
     if step.is_noop:
         return observed

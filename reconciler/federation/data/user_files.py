@@ -125,7 +125,7 @@ def _hash(path: str, _size: int, _mtime: int, _inode: int) -> str:
 
 
 def _joined(files: Sequence[Path], directory: Path) -> pa.Table:
-    tables = []
+    tables: list[pa.Table] = []
     for path in files:
         where = Where(str(path.relative_to(directory)))
         try:

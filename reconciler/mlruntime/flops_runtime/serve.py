@@ -134,8 +134,8 @@ class Server(uvicorn.Server):
                 return
 
     def _protocol(self) -> asyncio.Protocol:
-        self.config.load() if not self.config.loaded else None
-        made: Any = self.config.http_protocol_class(
+        make: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = make(
             config=self.config, server_state=self.server_state, app_state=getattr(self.lifespan, "state", {})
         )
         return made

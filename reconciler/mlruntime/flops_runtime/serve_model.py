@@ -15,7 +15,7 @@ import yaml
 try:
     import orjson
 except ImportError:
-    orjson = None
+    orjson = None  # type: ignore[assignment]  # the standard library's is slower, and does
 
 Tensor = tuple[np.dtype, tuple[int, ...]]
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
@@ -126,10 +126,11 @@ def _enforce(data: Any, dtype: np.dtype, shape: tuple[int, ...]) -> Any:
         converted = array.astype(dtype)
     except (ValueError, TypeError) as error:
         raise Unacceptable(f"dtype of input {array.dtype} does not match expected dtype {dtype}.") from error
-    if not np.issubdtype(array.dtype, np.number) or (converted.astype(array.dtype) != array).any():
-        # JSON has no types: numbers are converted where nothing is lost, as 3 to 3.0, and never 2.7 to 2.
-        if not (np.issubdtype(dtype, np.floating) and np.issubdtype(array.dtype, np.number)):
-            raise Unacceptable(f"dtype of input {array.dtype} does not match expected dtype {dtype}.")
+    # JSON has no types: numbers are converted where nothing is lost, as 3 to 3.0, and never 2.7 to 2.
+    numbers = np.issubdtype(array.dtype, np.number)
+    kept = numbers and (np.issubdtype(dtype, np.floating) or (converted.astype(array.dtype) == array).all())
+    if not kept:
+        raise Unacceptable(f"dtype of input {array.dtype} does not match expected dtype {dtype}.")
     return converted
 
 

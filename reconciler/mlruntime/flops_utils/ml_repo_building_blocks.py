@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 
 
-class Shard(datasets.Dataset):
+class Shard(datasets.Dataset):  # type: ignore[misc]  # the library has no types
     """A learner's rows. Whole columns of equally large, uncompressed grey images are decoded at once.
 
     In every other way it is a Hugging Face dataset: rows give PIL images, `dataset["image"]` in NumPy format gives an array of
@@ -15,11 +15,11 @@ class Shard(datasets.Dataset):
     """
 
     def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, str) and self._format_type == "numpy" and self._indices is None:
-            if isinstance(self.features.get(key), datasets.Image):
-                images = _decode_pgm(self.data.column(key))
-                if images is not None:
-                    return images
+        plain = isinstance(key, str) and self._format_type == "numpy" and self._indices is None
+        if plain and isinstance(self.features.get(key), datasets.Image):
+            images = _decode_pgm(self.data.column(key))
+            if images is not None:
+                return images
         return super().__getitem__(key)
 
 
