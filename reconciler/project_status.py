@@ -75,6 +75,8 @@ def finished(after: View, before: View, name: str, execution: Execution) -> Docu
     document = settled(after, project) | dict(execution.data)
     document["stages"] = [report.to_dict() for report in execution.reports]
     document["commit"] = before.commit
+    step = before.plan.by_name()[name]
+    document["change"] = f"{step.change}: {step.reason}"
     if execution.ending is Ending.DONE:
         document["inputs"] = dict(project.training)
         return _model_from(document, execution)
@@ -102,7 +104,7 @@ def before_digest(view: View, name: str) -> str:
 def _base(view: View, name: str) -> Document:
     """What stays of the last document: the model in service, its stages and what was recorded."""
     previous = view.documents.get(name, {})
-    kept = ("inputs", "model", "stages", "training", "verification", "lock", "dataset", "gate", "commit")
+    kept = ("inputs", "model", "stages", "training", "verification", "lock", "dataset", "gate", "commit", "change")
     document: Document = {key: previous[key] for key in kept if key in previous}
     project = next((item for item in view.desired if item.name == name), None)
     document |= {"name": name, "customer": project.customer if project else previous.get("customer", "")}

@@ -49,9 +49,7 @@ class Document:
 def read(data: bytes, path: str) -> Document:
     """Parse one document. Raises SpecErrors with everything that is wrong with it as text."""
     if len(data) > MAX_BYTES:
-        raise _refusal(
-            "FL1001", f"The file has {len(data):,} bytes, more than {MAX_BYTES:,}.", "Take out what is not an SLA.", path
-        )
+        raise _refusal("FL1001", f"The file has {len(data):,} bytes, more than {MAX_BYTES:,}.", "Take out what is no SLA.", path)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

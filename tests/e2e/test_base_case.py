@@ -97,7 +97,7 @@ def test_merge_train_takeover_revert(bench: Workbench) -> None:
     assert second["model"]["version"] == "2"
     assert second["model"]["holdout"]["accuracy"] >= 0.85
     assert second["service"] == {"address": address, "digest": second["digest"]}
-    assert "training_configuration.training_rounds: 3 → 10" in str(second["stages"])
+    assert "training_configuration.training_rounds: 3 → 10" in second["change"]
 
     bench.git("revert", "--no-edit", "HEAD")
     bench.git("push", "-q", "origin", "HEAD:main")
