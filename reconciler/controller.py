@@ -216,6 +216,9 @@ class Controller:
             self._observer.tell(item.name, kind, message, digest=item.run_digest, data=data)
 
         work = Work(view.declared[item.name], self._engine.tools(), tell, self._stop.is_set)
+        customer = work.desired.customer
+        known = (found for found in view.observed.versions.get(customer, ()) if found.project == item.name)
+        work.version = next((found for found in known if found.digest == item.run_digest), None)
         tell("plan", f"{item.change}: {item.reason}")
         return execute(item, work, self._engine.journal, self._engine.budget)
 

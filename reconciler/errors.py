@@ -129,6 +129,7 @@ CODES: dict[str, str] = {
     "FL5034": "There are fewer learners than the training configuration asks for.",
     "FL5040": "The trained model could not be written.",
     "FL5042": "There is no space for the training's files.",
+    "FL5091": "hierarchical training is not built yet",
     "FL5090": "A stage was run before those that it stands on.",
     # --- FL6xxx tracking
     "FL6001": "MLflow does not answer",

@@ -75,6 +75,8 @@ class _Builder:
             if first is None:
                 raise _refusal("FL1004", "The file is empty.", "Write an SLA into it, or remove it.", self._path, (1, 1))
             self._document.value = self._node(first, events, ())
+            for _ in events:  # what follows the first document is looked at too, and refused
+                pass
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             place = (mark.line + 1, mark.column + 1) if mark else (0, 0)

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from reconciler.digests import short
-from reconciler.errors import TrainingError
+from reconciler.errors import TrainingError, Where
 from reconciler.federation.training import TrainingEvent, TrainingJob, TrainingResult, run_training
+from reconciler.spec.models import Mode
 from reconciler.stages import build, resolve
 from reconciler.stages.model import Outcome, Work
 from reconciler.stages.package import write_extras
@@ -25,6 +26,13 @@ def run(work: Work) -> Outcome:
     if known:
         work.run_id = known.run_id
         return Outcome("reused", f"run {known.run_id[:8]} has digest {short(work.desired.run_digest)}")
+    if work.declared.sla.training_configuration.mode is not Mode.CLASSIC:
+        raise TrainingError(
+            "FL5091",
+            "Hierarchical training is not built yet.",
+            cure="Use mode: classic until a release says otherwise.",
+            where=Where(f"projects/{work.desired.name}"),
+        )
     if work.dataset is None:
         resolve.run(work)
     if work.environment is None:
