@@ -1,31 +1,43 @@
 """The supervisor of one service: a small process of its own that outlives the command that started it.
 
-Standard library only, run as a script: `python -E -S supervisor.py DIR`. It holds the listening socket, so that versions change
-and servers die without a connection being refused; starts the server again when it dies or hangs; and answers the runtime
-over `DIR/control.sock`, one JSON line each way. A server whose supervisor dies sees its control pipe close and ends.
+Standard library only, run as a script: `python -I -S supervisor.py DIR`. It holds the listening socket, so that versions change
+and servers die without a connection being refused; starts the server again when it dies, hangs or grows over its memory; and
+answers the runtime over `DIR/control.sock`, one JSON line each way.
+
+Invariants: what is current is in `spec.json` and `state.json` before anybody is told; a version that is prepared but not
+promoted when its connection closes is discarded, so a runtime that is killed leaves nothing behind; a server whose supervisor
+dies ends (its control pipe closes, the kernel kills it), and what is left of one is ended before the next is started.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import ctypes
-import json
 import os
 import signal
 import socket
 import sys
 import time
+
+if __name__ == "__main__":
+    sys.modules["ssl"] = None  # type: ignore[assignment]  # loopback needs no TLS; asyncio without it is 5 MB smaller
+
+import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
-HEALTH_EVERY = 2.0
-HEALTH_TIMEOUT = 10.0
+FIRST_BACKOFF, LAST_BACKOFF = 0.1, 30.0
+STEADY_SECONDS = 60.0
+"""A server that lasted this long starts again at once when it ends; one that did not waits longer each time."""
 HEALTH_FAILURES = 3
-FIRST_BACKOFF, LAST_BACKOFF = 0.2, 30.0
 DRAIN_LIMIT = 30.0
+BEAT_SECONDS = 5.0
+UNUSED_SECONDS = 60.0
 LOG_LIMIT = 5_000_000
+MARK = "FLOPS_SERVICE_DIR"
+"""In the environment of every server: by it the leftovers of a killed supervisor are found."""
 _PR_SET_PDEATHSIG = 1
+_PAGE = os.sysconf("SC_PAGESIZE")
 
 Spec = dict[str, Any]
 
@@ -37,6 +49,10 @@ class Refused(Exception):  # noqa: N818 – an answer to the runtime, not a faul
         super().__init__(message)
         self.answer = {"ok": False, "code": code, "message": message, "log": log}
 
+    def __str__(self) -> str:
+        lines = [line.strip() for line in str(self.answer["log"]).splitlines() if line.strip()][-3:]
+        return f"{self.answer['message']}. It said: {' / '.join(lines)}" if lines else str(self.answer["message"])
+
 
 class Server:
     """One server process of a spec, on a shared listening socket and a private one."""
@@ -44,12 +60,13 @@ class Server:
     def __init__(self, spec: Spec, folder: Path, shared: socket.socket | None, port: int) -> None:
         self.spec = spec
         self.port = port
-        self.accepting = False
+        self.started_at = 0.0
         self._folder = folder
         self._shared = shared
         self._process: asyncio.subprocess.Process | None = None
         self._control: int | None = None
         self._private_port = port
+        self._log_from = 0
 
     @property
     def pid(self) -> int | None:
@@ -57,78 +74,92 @@ class Server:
         return self._process.pid if self._process else None
 
     @property
+    def alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process is not None and self._process.returncode is None
+
+    @property
     def private_address(self) -> str:
         """Where this very process answers, whether it accepts from the shared socket or not."""
         return f"127.0.0.1:{self._private_port}"
 
     async def start(self) -> None:
-        """Start the process; it is not asked to accept yet."""
+        """Start the process; it is not asked to accept yet. Raises OSError."""
         arguments = [item.replace("{port}", str(self.port)) for item in self.spec["argv"]]
-        fds: list[int] = []
-        private: socket.socket | None = None
-        control_read = None
-        if self._shared is not None:
-            private = socket.create_server(("127.0.0.1", 0))
-            self._private_port = private.getsockname()[1]
-            control_read, self._control = os.pipe()
-            fds = [self._shared.fileno(), private.fileno(), control_read]
-            arguments += ["--fd", str(fds[0]), "--private-fd", str(fds[1]), "--control-fd", str(fds[2])]
+        scratch = self._folder / "tmp"
+        scratch.mkdir(exist_ok=True)
+        environment = {"HOME": str(scratch), "TMPDIR": str(scratch)} | self.spec["env"] | {MARK: str(self._folder)}
         log = self._folder / "service.log"
-        if log.exists() and log.stat().st_size > LOG_LIMIT:
-            log.replace(self._folder / "service.log.1")
-        with log.open("ab") as out:
+        with contextlib.ExitStack() as given:
+            fds: list[int] = []
+            if self._shared is not None:
+                private = given.enter_context(socket.create_server(("127.0.0.1", 0)))
+                self._private_port = private.getsockname()[1]
+                control, self._control = os.pipe()
+                given.callback(os.close, control)
+                fds = [self._shared.fileno(), private.fileno(), control]
+                arguments += ["--fd", str(fds[0]), "--private-fd", str(fds[1]), "--control-fd", str(fds[2])]
+            out = given.enter_context(log.open("ab"))
+            self._log_from = out.tell()
             self._process = await asyncio.create_subprocess_exec(
-                *arguments, cwd=self.spec["cwd"], env=self.spec["env"], stdin=asyncio.subprocess.DEVNULL, stdout=out,
+                *arguments, cwd=self.spec["cwd"], env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=out,
                 stderr=out, pass_fds=fds, start_new_session=True, preexec_fn=_die_with_parent,
             )  # fmt: skip
-        if private is not None:
-            private.close()
-        if control_read is not None:
-            os.close(control_read)
+        self.started_at = time.time()
 
-    async def wait_healthy(self, limit: float) -> None:
+    async def wait_healthy(self) -> None:
         """Wait until the server answers its health check. Raises Refused when it ends or takes too long."""
+        limit = float(self.spec["start_timeout"])
         deadline = time.monotonic() + limit
-        while time.monotonic() < deadline:
-            if await self.healthy():
+        while (left := deadline - time.monotonic()) > 0:
+            # The private socket listens already: a check that is sent early is answered the moment the server is ready.
+            if await self.healthy(min(left, 2.0)):
                 return
             if self._process is not None and self._process.returncode is not None:
-                raise Refused("FL7002", f"The server ended with {self._process.returncode} before it was ready.", self.log())
+                raise Refused("FL7002", f"the server ended with {self._process.returncode} before it was ready", self.log())
             await asyncio.sleep(0.02)
-        raise Refused("FL7003", f"The server was not ready after {limit:.0f} s.", self.log())
+        raise Refused("FL7003", f"the server was not ready after {limit:.0f} s", self.log())
 
-    async def healthy(self) -> bool:
-        """One health check over HTTP."""
+    async def healthy(self, limit: float) -> bool:
+        """One health check over HTTP, within `limit` seconds."""
+        writer = None
         try:
-            async with asyncio.timeout(HEALTH_TIMEOUT):
+            async with asyncio.timeout(limit):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self._private_port)
                 path = self.spec["health_path"]
                 writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nConnection: close\r\n\r\n".encode())
                 line = await reader.readline()
-                writer.close()
-        except (OSError, TimeoutError):
+        except (OSError, TimeoutError, ValueError):
             return False
+        finally:
+            if writer is not None:
+                writer.close()
         return line.split()[1:2] == [b"200"]
 
     async def ended(self) -> int:
         """Wait for the process's end."""
         return await self._process.wait() if self._process else 0
 
+    def memory_mb(self) -> float:
+        """Resident memory of the process."""
+        try:
+            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE / 1e6
+        except (OSError, IndexError):
+            return 0.0
+
     def accept(self) -> None:
         """Take requests from the shared socket."""
         self._tell(b"accept\n")
-        self.accepting = True
 
     async def retire(self) -> None:
         """Finish what is in flight, then end; killed when that takes too long."""
-        if self._process is None or self._process.returncode is not None:
-            return
-        if self._control is not None:
-            self._tell(b"drain\n")
-        else:
-            self._signal(signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), DRAIN_LIMIT)
+        if self.alive:
+            if self._control is not None:
+                self._tell(b"drain\n")
+            else:
+                self._signal(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.ended(), DRAIN_LIMIT)
         self.kill()
 
     def kill(self) -> None:
@@ -139,9 +170,11 @@ class Server:
             self._control = None
 
     def log(self) -> str:
-        """The end of the log."""
-        with contextlib.suppress(OSError):
-            return (self._folder / "service.log").read_bytes()[-2000:].decode(errors="replace")
+        """The end of what this process wrote."""
+        with contextlib.suppress(OSError), (self._folder / "service.log").open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(self._log_from, size - 2000) if size >= self._log_from else 0)
+            return file.read().decode(errors="replace")
         return ""
 
     def _tell(self, text: bytes) -> None:
@@ -164,42 +197,54 @@ class Supervisor:
         self._next: Server | None = None
         self._sockets: dict[int, socket.socket] = {}
         self._restarts = 0
+        self._backoff = FIRST_BACKOFF
         self._healthy = False
         self._error = ""
-        self._started_at = 0.0
         self._watch: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
 
     async def run(self) -> None:
         """Answer the runtime until told to stop."""
-        path = self._folder / "control.sock"
-        path.unlink(missing_ok=True)
+        await _end_leftovers(self._folder)
         os.chdir(self._folder)  # a Unix socket's path may not be longer than 108 bytes
-        server = await asyncio.start_unix_server(self._talk, path=path.name)
-        path.chmod(0o600)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._over.set)
-        async with server:
+        path = Path("control.sock")
+        path.unlink(missing_ok=True)
+        os.umask(0o077)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._over.set)
+        loop.call_later(UNUSED_SECONDS, self._end_if_unused)
+        beat = asyncio.create_task(self._beat())
+        async with await asyncio.start_unix_server(self._talk, path=str(path), limit=2**24):
             await self._over.wait()
-        if self._watch:
-            self._watch.cancel()
-        for found in (self._current, self._next):
-            if found:
-                await found.retire()
+        beat.cancel()
+        self._stop_watching()
+        for made in self._sockets.values():
+            made.close()
+        if self._next:
+            self._next.kill()
+        if self._current:
+            await self._current.retire()
         await asyncio.gather(*self._retiring, return_exceptions=True)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            request = json.loads(await reader.readline())
-            answer = await self._answer(request)
-        except Refused as refused:
-            answer = refused.answer
-        except (ValueError, KeyError, OSError) as error:
-            answer = Refused("FL7004", f"{type(error).__name__}: {error}").answer
-        with contextlib.suppress(OSError):
-            writer.write(json.dumps(answer).encode() + b"\n")
-            await writer.drain()
+            while line := await reader.readline():
+                try:
+                    answer = await self._answer(json.loads(line))
+                except Refused as refused:
+                    answer = refused.answer
+                except (ValueError, KeyError, OSError) as error:
+                    answer = Refused("FL7004", f"{type(error).__name__}: {error}").answer
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+        except (OSError, ValueError):
+            pass  # the runtime was killed, or talks nonsense
+        finally:
+            await self._discard()
             writer.close()
+            self._end_if_unused()
 
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         operation = request["op"]
@@ -207,97 +252,104 @@ class Supervisor:
             return await self._prepare(request["spec"], int(request["port"]))
         if operation == "promote":
             return await self._promote()
-        if operation == "discard":
-            if self._next:
-                self._next.kill()
-                self._next = None
-            return {"ok": True}
         if operation == "stop":
             self._over.set()
             return {"ok": True}
         raise Refused("FL7004", f"unknown request {operation!r}")
 
     async def _prepare(self, spec: Spec, port: int) -> dict[str, Any]:
-        if self._next:
-            self._next.kill()
-        if spec["socket"] == "own":
-            await self._make_way()
-            _check_free(port)
-            server = Server(spec, self._folder, None, port)
-        else:
-            server = Server(spec, self._folder, self._listen(port), port)
-        self._next = server
+        await self._discard()
+        if spec["socket"] == "own" or (self._current and self._current.spec["socket"] == "own"):
+            # A server that listens by itself has to leave its port before the next one can have it.
+            self._stop_watching()
+            if self._current:
+                self._set_health(False, "a new version takes its place")
+                await self._current.retire()
         try:
-            await server.start()
-            await server.wait_healthy(spec["start_timeout"])
-        except (Refused, OSError) as error:
-            server.kill()
-            self._next = None
+            self._next = self._server(spec, port)
+            await self._next.start()
+            await self._next.wait_healthy()
+        except BaseException as error:
+            await self._discard()
             if isinstance(error, OSError):
-                raise Refused("FL7002", f"The server cannot be started: {error}.") from error
+                raise Refused("FL7002", f"the server cannot be started: {error}") from error
             raise
-        return {"ok": True, "address": server.private_address}
-
-    async def _make_way(self) -> None:
-        """A server that listens by itself has to leave its port before the next one can have it."""
-        if self._watch:
-            self._watch.cancel()
-        if self._current:
-            await self._current.retire()
-            self._current = None
+        return {"ok": True, "address": self._next.private_address}
 
     async def _promote(self) -> dict[str, Any]:
-        if self._next is None:
-            raise Refused("FL7004", "nothing is prepared")
+        if self._next is None or not self._next.alive:
+            raise Refused("FL7002", "the new version ended before it took over", self._next.log() if self._next else "")
         old, self._current, self._next = self._current, self._next, None
+        self._stop_watching()
+        _replace(self._folder / "spec.json", self._current.spec)
+        self._set_health(True, "")
         self._current.accept()
-        self._healthy, self._error, self._started_at = True, "", time.time()
-        if self._watch:
-            self._watch.cancel()
         self._watch = asyncio.create_task(self._keep_up())
-        self._write_state()
+        self._close_unused()
         if old:
             task = asyncio.create_task(old.retire())
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
-            if old.port != self._current.port and old.port in self._sockets:
-                self._sockets.pop(old.port).close()
-        return {"ok": True, "state": self._state()}
+        return {"ok": True}
+
+    async def _discard(self) -> None:
+        """Forget what was prepared and not promoted; what was current goes on."""
+        if self._next:
+            self._next.kill()
+            self._next = None
+        self._close_unused()
+        if self._current and self._watch is None:
+            with contextlib.suppress(Refused, OSError):  # then the watch goes on trying
+                await self._start_again(self._current)
+            self._watch = asyncio.create_task(self._keep_up())
 
     async def _keep_up(self) -> None:
-        """Watch the current server; start it again when it ends or stops answering."""
-        backoff = FIRST_BACKOFF
+        """Watch the current server; start it again when it ends, stops answering or grows too large."""
         while self._current is not None:
             reason = await self._until_bad(self._current)
+            if time.time() - self._current.started_at > STEADY_SECONDS:
+                self._backoff = FIRST_BACKOFF
             self._current.kill()
             self._restarts += 1
             self._set_health(False, reason)
-            await asyncio.sleep(backoff)
-            backoff = min(backoff * 2, LAST_BACKOFF)
-            fresh = Server(self._current.spec, self._folder, self._sockets.get(self._current.port), self._current.port)
-            try:
-                await fresh.start()
-                await fresh.wait_healthy(self._current.spec["start_timeout"])
-            except (Refused, OSError) as error:
+            await asyncio.sleep(self._backoff)
+            self._backoff = min(self._backoff * 2, LAST_BACKOFF)
+            with contextlib.suppress(Refused, OSError):
+                await self._start_again(self._current)
+
+    async def _start_again(self, old: Server) -> None:
+        """One attempt; the shared socket keeps the clients waiting meanwhile."""
+        fresh = None
+        try:
+            fresh = self._server(old.spec, old.port)
+            await fresh.start()
+            await fresh.wait_healthy()
+        except BaseException as error:
+            if fresh:
                 fresh.kill()
-                self._set_health(False, str(error))
-                self._current = fresh
-                continue
-            fresh.accept()
-            self._current = fresh
-            self._started_at = time.time()
-            self._set_health(True, "")
+            if isinstance(error, (Refused, OSError)):
+                self._set_health(False, f"It does not start ({self._restarts} restarts): {error}")
+            raise
+        fresh.accept()
+        self._current = fresh
+        self._set_health(True, "")
 
     async def _until_bad(self, server: Server) -> str:
         """Wait until a server has ended or failed several health checks; says which."""
+        if not server.alive:
+            return self._error or "the server ended"
         end = asyncio.create_task(server.ended())
+        limit = server.spec.get("memory_mb")
         failures = 0
         try:
             while True:
-                done, _ = await asyncio.wait({end}, timeout=HEALTH_EVERY)
+                done, _ = await asyncio.wait({end}, timeout=server.spec["health_interval"])
                 if done:
-                    return f"the server ended with {end.result()}"
-                failures = 0 if await server.healthy() else failures + 1
+                    return str(Refused("", f"the server ended with {end.result()}", server.log()))
+                if limit and server.memory_mb() > limit:
+                    return f"the server took {server.memory_mb():.0f} MB, more than its {limit} MB"
+                _turn_log_over(self._folder / "service.log")
+                failures = 0 if await server.healthy(server.spec["health_timeout"]) else failures + 1
                 if failures >= HEALTH_FAILURES:
                     return f"the server did not answer {failures} health checks"
                 if failures == 0 and not self._healthy:
@@ -305,55 +357,105 @@ class Supervisor:
         finally:
             end.cancel()
 
-    def _listen(self, port: int) -> socket.socket:
+    def _server(self, spec: Spec, port: int) -> Server:
+        if spec["socket"] == "own":
+            _listen(port).close()
+            return Server(spec, self._folder, None, port)
         if port not in self._sockets:
-            try:
-                made = socket.create_server(("127.0.0.1", port), backlog=1024)
-            except OSError as error:
-                raise Refused("FL7001", f"port {port} is in use by another process ({error.strerror})") from error
-            self._sockets[port] = made
-        return self._sockets[port]
+            self._sockets[port] = _listen(port)
+        return Server(spec, self._folder, self._sockets[port], port)
+
+    def _close_unused(self) -> None:
+        used = self._current.port if self._current and self._current.spec["socket"] == "inherited" else None
+        for port in [port for port in self._sockets if port != used]:
+            self._sockets.pop(port).close()
+
+    def _stop_watching(self) -> None:
+        if self._watch:
+            self._watch.cancel()
+            self._watch = None
+
+    def _end_if_unused(self) -> None:
+        if self._current is None and self._next is None:
+            self._over.set()
+
+    async def _beat(self) -> None:
+        """The age of `state.json` says that the supervisor is not only there, but at work."""
+        while True:
+            with contextlib.suppress(OSError):
+                os.utime("state.json")
+            await asyncio.sleep(BEAT_SECONDS)
 
     def _set_health(self, healthy: bool, error: str) -> None:
         self._healthy, self._error = healthy, error
-        self._write_state()
-
-    def _state(self) -> dict[str, Any]:
-        spec = self._current.spec if self._current else {}
-        return {
+        current = self._current
+        spec = current.spec if current else {}
+        state = {
             "supervisor": os.getpid(),
             "supervisor_started": started(os.getpid()),
-            "pid": self._current.pid if self._current else None,
-            "address": f"127.0.0.1:{self._current.port}" if self._current else "",
-            "healthy": self._healthy,
-            "error": self._error,
+            "pid": current.pid if current else None,
+            "address": f"127.0.0.1:{current.port}" if current else "",
+            "healthy": healthy,
+            "error": error,
             "restarts": self._restarts,
-            "started_at": self._started_at,
+            "started_at": current.started_at if current else 0.0,
             "labels": spec.get("labels", {}),
             "spec_digest": spec.get("digest", ""),
         }
-
-    def _write_state(self) -> None:
-        temporary = self._folder / ".state.json"
-        temporary.write_text(json.dumps(self._state()))
-        temporary.replace(self._folder / "state.json")
+        _replace(self._folder / "state.json", state)
 
 
-def _check_free(port: int) -> None:
+def _listen(port: int) -> socket.socket:
     try:
-        socket.create_server(("127.0.0.1", port)).close()
+        return socket.create_server(("127.0.0.1", port), backlog=1024)
     except OSError as error:
-        raise Refused("FL7001", f"port {port} is in use by another process ({error.strerror})") from error
+        raise Refused("FL7001", f"port {port} cannot be had: {error.strerror}") from error
+
+
+def _replace(path: Path, content: Any) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(content))
+    temporary.replace(path)
+
+
+def _turn_log_over(log: Path) -> None:
+    """Keep one old log. The server goes on writing to the same file, at its new end."""
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > LOG_LIMIT:
+            log.with_suffix(".log.1").write_bytes(log.read_bytes())
+            os.truncate(log, 0)
 
 
 def _die_with_parent() -> None:
+    import ctypes  # in the child alone: the supervisor stays small
+
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+async def _end_leftovers(folder: Path) -> None:
+    """End the processes that a killed supervisor of this folder left: children of its server hold its port."""
+    mark = f"{MARK}={folder}".encode()
+    while True:
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                if entry.name.isdecimal() and mark in (entry / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(entry.name), signal.SIGKILL)
+                    found.append(entry.name)
+        if not found:
+            return
+        await asyncio.sleep(0.02)
+
+
 def started(pid: int) -> str:
-    """Start time of a process in clock ticks: with the id it names a process for good."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    """Start time of a live process in clock ticks: with the id it names a process for good. Raises OSError when it ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    if fields[0] in "ZX":
+        raise ProcessLookupError(f"process {pid} has ended")
+    return fields[19]
 
 
 if __name__ == "__main__":
+    if sys.version_info < (3, 12):
+        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())  # the default starts a thread for every child
     asyncio.run(Supervisor(Path(sys.argv[1])).run())
