@@ -98,7 +98,7 @@ class StatusBranch:
         path = self._repo.path
         try:
             tree = self._tree(files)
-            stamp = f"{int(self._clock())} +0000"
+            stamp = f"@{int(self._clock())} +0000"
             name, email = AUTHOR
             identity = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in
                         (("NAME", name), ("EMAIL", email), ("DATE", stamp))}  # fmt: skip

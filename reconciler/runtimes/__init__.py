@@ -1,5 +1,1 @@
-"""Where services run: one protocol, several implementations."""
-
-from reconciler.runtimes.model import Runtime, Service, ServiceSpec
-
-__all__ = ["Runtime", "Service", "ServiceSpec"]
+"""Where services run: one protocol (`model`), several implementations. Imports nothing: supervisors stay small."""

@@ -17,7 +17,11 @@ class ServiceSpec:
 
     With `socket="inherited"` the server gets the listening socket (`--fd N`), a private one (`--private-fd N`) and a control
     pipe (`--control-fd N`), so that versions change without a failed request. With "own" it listens by itself, on the port
-    that takes the place of `{port}` in `argv`.
+    that takes the place of `{port}` in `argv`; a version that fails then gives the port back to the one before.
+
+    The server's environment is `env` and PATH, LANG, TZ, HOME, TMPDIR (the last two: a folder of its own), nothing else.
+    Health is asked for every `health_interval` seconds, three times in vain within `health_timeout` each mean a restart; so
+    does more resident memory than `memory_mb`. Without a `port` one is chosen once and kept for this name.
     """
 
     name: str
@@ -29,11 +33,14 @@ class ServiceSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
     socket: Literal["inherited", "own"] = "inherited"
     start_timeout: float = 60.0
+    memory_mb: int | None = None
+    health_interval: float = 2.0
+    health_timeout: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A service as it is; `address` is host:port, `started_at` seconds since the epoch."""
+    """A service as it is; `address` is host:port, `started_at` seconds since the epoch, `error` why it is not healthy."""
 
     name: str
     address: str

@@ -1,190 +1,272 @@
 """The process runtime: each service below a supervisor process of its own; nothing has to be set up.
 
 A folder a service: `spec.json` (what was applied), `state.json` (what the supervisor last saw), `port` (kept for good),
-`service.log`, `control.sock`. The folder is the inventory; the processes are looked at, never assumed.
+`service.log`, `supervisor.log`, `control.sock`, `tmp`. The folder is the inventory; the processes are looked at, never assumed.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import orjson
 import psutil
 from filelock import FileLock
 
+import reconciler
 from reconciler.digests import digest_of
 from reconciler.errors import ServingError
-from reconciler.runtimes import supervisor
 from reconciler.runtimes.model import Service, ServiceSpec, Verify
+from reconciler.runtimes.server_process import started
 
 START_LIMIT = 15.0
 STOP_LIMIT = 40.0
+STALE_SECONDS = 30.0
+"""A supervisor that has not touched its state for so long is stuck."""
 _PASSED = ("PATH", "LANG", "LC_ALL", "TZ")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+_SEE_LOG = "See `flops logs --service`; the version before stays in service."
 _CURES = {
     "FL7001": "Choose another port in `deployment.port`, or stop what uses it.",
-    "FL7002": "See `flops logs --service`; the version before stays in service.",
-    "FL7003": "See `flops logs --service`; the version before stays in service.",
-    "FL7004": "Please report it.",
+    "FL7002": _SEE_LOG,
+    "FL7003": _SEE_LOG,
 }
+
+State = Mapping[str, Any]
 
 
 class ProcessRuntime:
-    """Services as processes on this machine, listening on loopback."""
+    """Services as processes on this machine, listening on loopback; new ports are taken from `ports`, or are any free ones."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, ports: range | None = None) -> None:
         self._root = root.absolute()
+        self._ports = ports
 
     def observe(self) -> list[Service]:
-        """Every service, from its supervisor's last word and whether that supervisor is alive."""
+        """Every service, from its supervisor's last word and whether that supervisor is alive; no requests are sent."""
         if not self._root.is_dir():
             return []
         return [self._service(folder) for folder in sorted(self._root.iterdir()) if (folder / "spec.json").is_file()]
 
     def apply(self, spec: ServiceSpec, verify: Verify | None = None) -> Service:
-        """Start or roll over. Raises ServingError; then what ran before still runs."""
-        folder = self._root / spec.name
+        """Start or roll over; nothing when the service runs as declared. Raises ServingError; then what ran before still runs."""
+        folder = self._folder(spec.name)
         folder.mkdir(parents=True, exist_ok=True)
-        digest = digest_of([spec.argv, dict(spec.env), str(spec.cwd), spec.port, dict(spec.labels), spec.socket])
         with FileLock(self._root / f".{spec.name}.lock"):
-            state = self._state(folder)
-            if state and state["spec_digest"] == digest and state["healthy"]:
+            content = _content(spec)
+            state = _state(folder)
+            if state and state["spec_digest"] == content["digest"] and state["healthy"]:
                 return self._service(folder)
-            port = spec.port or _kept_port(folder) or _free_port()
-            content = self._content(spec, digest)
-            if not state:
-                self._start_supervisor(folder)
-            answer = self._ask(folder, {"op": "prepare", "spec": content, "port": port}, spec.start_timeout + START_LIMIT)
-            if verify is not None:
-                try:
-                    verify(str(answer["address"]))
-                except BaseException:
-                    self._ask(folder, {"op": "discard"}, START_LIMIT)
-                    raise
-            self._ask(folder, {"op": "promote"}, START_LIMIT)
+            port = spec.port or self._kept_or_new_port(folder)
+            with self._supervisor(folder) as channel:
+                answer = channel.ask({"op": "prepare", "spec": content, "port": port}, spec.start_timeout + STOP_LIMIT)
+                if verify is not None:
+                    verify(str(answer["address"]))  # when it raises, the connection ends and the supervisor discards
+                channel.ask({"op": "promote"}, START_LIMIT)
             (folder / "port").write_text(str(port))
-            (folder / "spec.json").write_bytes(orjson.dumps(content))
             return self._service(folder)
 
     def remove(self, name: str) -> None:
-        """Stop and forget a service."""
-        folder = self._root / name
+        """Let a service finish its requests, stop it and forget it."""
+        folder = self._folder(name)
         if not folder.is_dir():
             return
         with FileLock(self._root / f".{name}.lock"):
-            state = self._state(folder)
+            state = _state(folder)
             if state:
-                self._ask(folder, {"op": "stop"}, START_LIMIT)
-                _wait_gone(int(state["supervisor"]))
+                with suppress(OSError, ServingError), _Channel(folder) as channel:
+                    channel.ask({"op": "stop"}, START_LIMIT)
+                    _wait_gone(state)
+                _kill(state)
             shutil.rmtree(folder, ignore_errors=True)
 
     def logs(self, name: str, lines: int = 200) -> Iterator[str]:
         """The last lines of a service's log."""
-        path = self._root / name / "service.log"
-        if path.is_file():
-            yield from path.read_text(errors="replace").splitlines()[-lines:]
+        folder = self._folder(name)
+        found: list[str] = []
+        for path in (folder / "service.log", folder / "service.log.1"):
+            if len(found) < lines and path.is_file():
+                found = path.read_text(errors="replace").splitlines() + found
+        yield from found[-lines:] if lines else []
+
+    def _folder(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise ServingError(
+                "FL7012", f"{name[:80]!r} cannot be a service's name.", cure="Use letters, digits, '-', '_' and '.'."
+            )
+        return self._root / name
 
     def _service(self, folder: Path) -> Service:
-        state = self._state(folder)
+        state = _state(folder)
+        if state is None:
+            spec = orjson.loads((folder / "spec.json").read_bytes())
+            address = f"127.0.0.1:{_kept_port(folder) or 0}"
+            return Service(folder.name, address, healthy=False, labels=spec["labels"], error="Its supervisor is not running.")
+        stuck = _stuck(folder)
+        return Service(
+            name=folder.name,
+            address=state["address"],
+            healthy=bool(state["healthy"]) and not stuck,
+            labels=state["labels"],
+            pid=state["pid"],
+            restarts=int(state["restarts"]),
+            started_at=float(state["started_at"]),
+            error="Its supervisor is stuck." if stuck else state["error"],
+        )
+
+    def _supervisor(self, folder: Path) -> _Channel:
+        """A connection to the folder's supervisor; one that is dead, stuck or deaf is replaced."""
+        state = _state(folder)
+        if state and not _stuck(folder):
+            with suppress(OSError):
+                return _Channel(folder)
         if state:
-            return Service(
-                name=folder.name,
-                address=state["address"],
-                healthy=bool(state["healthy"]),
-                labels=state["labels"],
-                pid=state["pid"],
-                restarts=int(state["restarts"]),
-                started_at=float(state["started_at"]),
-                error=state["error"],
-            )
-        spec = orjson.loads((folder / "spec.json").read_bytes())
-        address = f"127.0.0.1:{_kept_port(folder) or 0}"
-        return Service(folder.name, address, healthy=False, labels=spec["labels"], error="its supervisor is not running")
-
-    @staticmethod
-    def _state(folder: Path) -> Mapping[str, Any] | None:
-        """What a live supervisor last wrote; None without one. A reused process id is told by its start time."""
-        try:
-            state: dict[str, Any] = orjson.loads((folder / "state.json").read_bytes())
-            started = supervisor.started(int(state["supervisor"]))
-        except (OSError, orjson.JSONDecodeError, KeyError, ValueError):
-            return None
-        return state if started == state["supervisor_started"] else None
-
-    def _start_supervisor(self, folder: Path) -> None:
-        (folder / "state.json").unlink(missing_ok=True)
-        (folder / "control.sock").unlink(missing_ok=True)
-        with (folder / "supervisor.log").open("ab") as log:
-            subprocess.Popen(
-                [sys.executable, "-E", "-S", supervisor.__file__, str(folder)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
+            _kill(state)
+        with suppress(FileNotFoundError):
+            (folder / "state.json").unlink()
+        with suppress(FileNotFoundError):
+            (folder / "control.sock").unlink()
+        root = Path(reconciler.__file__).parent.parent
+        with (folder / "supervisor.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-E", "-s", "-S", "-m", "reconciler.runtimes.supervisor", str(folder)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=root,
                 env={name: os.environ[name] for name in _PASSED if name in os.environ},
             )  # fmt: skip
         deadline = time.monotonic() + START_LIMIT
-        while not (folder / "control.sock").exists():
-            if time.monotonic() > deadline:
-                raise ServingError(
-                    "FL7005", "The service's supervisor did not start.", cure="See supervisor.log in its folder.", transient=True
-                )
-            time.sleep(0.01)
+        while time.monotonic() < deadline and process.poll() is None:
+            with suppress(OSError):
+                return _Channel(folder)
+            time.sleep(0.005)
+        said = (folder / "supervisor.log").read_text(errors="replace")[-300:].strip()
+        raise ServingError(
+            "FL7005",
+            f"The service's supervisor did not start. {said}".strip(),
+            cure="See supervisor.log in its folder.",
+            transient=True,
+        )
 
-    def _ask(self, folder: Path, request: Mapping[str, Any], limit: float) -> dict[str, Any]:
+    def _kept_or_new_port(self, folder: Path) -> int:
+        """This service's port, chosen once; no other service of this runtime has it, running or not."""
+        with FileLock(self._root / ".ports.lock"):
+            kept = _kept_port(folder)
+            if kept is None:
+                taken = {_kept_port(other) for other in self._root.iterdir() if other.is_dir()}
+                kept = next((port for port in self._candidates() if port not in taken and _is_free(port)), None)
+                if kept is None:
+                    raise ServingError(
+                        "FL7013", f"All ports of {self._ports} are in use.", cure="Give a wider range in `ports` of flops.yaml."
+                    )
+                (folder / "port").write_text(str(kept))
+            return kept
+
+    def _candidates(self) -> Iterator[int]:
+        if self._ports is not None:
+            yield from self._ports
+            return
+        while True:
+            with socket.create_server(("127.0.0.1", 0)) as found:
+                port = int(found.getsockname()[1])
+            yield port
+
+
+class _Channel:
+    """A connection to a supervisor. What was prepared over it and not promoted is discarded when it ends. Raises OSError."""
+
+    def __init__(self, folder: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(START_LIMIT)
+        # Paths of Unix sockets end at 108 bytes; one relative to an open folder does not.
+        descriptor = os.open(folder, os.O_PATH)
         try:
-            with _connect(folder / "control.sock", limit) as channel:
-                channel.sendall(orjson.dumps(request) + b"\n")
-                data = b""
-                while not data.endswith(b"\n"):
-                    part = channel.recv(65536)
-                    if not part:
-                        break
-                    data += part
+            self._socket.connect(f"/proc/self/fd/{descriptor}/control.sock")
+        except OSError:
+            self._socket.close()
+            raise
+        finally:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        # Wait for the supervisor's end of the connection: then it has discarded, and the one before is in service again.
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            self._socket.settimeout(START_LIMIT)
+            self._socket.recv(1)
+        self._socket.close()
+
+    def ask(self, request: Mapping[str, Any], limit: float) -> dict[str, Any]:
+        """The answer within `limit` seconds. Raises ServingError for a refusal or when there is none."""
+        try:
+            self._socket.settimeout(limit)
+            self._socket.sendall(orjson.dumps(request) + b"\n")
+            data = b""
+            while not data.endswith(b"\n") and (part := self._socket.recv(65536)):
+                data += part
             answer: dict[str, Any] = orjson.loads(data)
         except (OSError, orjson.JSONDecodeError) as error:
             raise ServingError(
-                "FL7006", f"The service's supervisor does not answer: {error}.", cure="It is started anew.", transient=True
+                "FL7006", f"The service's supervisor does not answer: {error}.", cure="The next try starts it anew.", transient=True
             ) from error
         if not answer["ok"]:
-            code = str(answer["code"])
-            tail = [line for line in str(answer.get("log", "")).splitlines() if line.strip()][-3:]
-            said = f" It said: {' / '.join(tail)[-400:]}." if tail else ""
-            message = str(answer["message"])
-            cause = message[:1].upper() + message[1:] + ("" if message.endswith(".") else ".") + said
-            raise ServingError(code, cause, cure=_CURES.get(code, "Please report it."), transient=code == "FL7001")
+            raise _refusal(answer, request)
         return answer
 
-    @staticmethod
-    def _content(spec: ServiceSpec, digest: str) -> dict[str, Any]:
-        environment = {name: os.environ[name] for name in _PASSED if name in os.environ} | dict(spec.env)
-        return {
-            "name": spec.name,
-            "argv": list(spec.argv),
-            "env": environment,
-            "cwd": str(spec.cwd),
-            "health_path": spec.health_path,
-            "labels": dict(spec.labels),
-            "socket": spec.socket,
-            "start_timeout": spec.start_timeout,
-            "digest": digest,
-        }
+
+def _refusal(answer: Mapping[str, Any], request: Mapping[str, Any]) -> ServingError:
+    code = str(answer["code"])
+    cause = str(answer["message"]).rstrip(".")
+    if code == "FL7001":
+        cause += _holder(int(request["port"]))
+    said = " / ".join([line.strip() for line in str(answer.get("log", "")).splitlines() if line.strip()][-3:])[-400:]
+    text = f"{cause[:1].upper()}{cause[1:]}." + (f" It said: {said}" if said else "")
+    return ServingError(code, text, cure=_CURES.get(code, "Please report it."), transient=code == "FL7001")
 
 
-def _connect(path: Path, limit: float) -> socket.socket:
-    channel = socket.socket(socket.AF_UNIX)
-    channel.settimeout(limit)
-    # Paths of Unix sockets end at 108 bytes; one relative to an open folder does not.
-    descriptor = os.open(path.parent, os.O_PATH)
+def _holder(port: int) -> str:
+    """Who listens on a port, as far as the system shows it."""
+    with suppress(psutil.Error, OSError):
+        for found in psutil.net_connections("tcp"):
+            if found.status == psutil.CONN_LISTEN and found.laddr.port == port and found.pid:
+                command = " ".join(psutil.Process(found.pid).cmdline())[:100]
+                return f"; process {found.pid} listens there: {command}"
+    return ""
+
+
+def _content(spec: ServiceSpec) -> dict[str, Any]:
+    content = asdict(spec) | {"cwd": str(spec.cwd), "env": dict(spec.env), "labels": dict(spec.labels)}
+    digest = digest_of(content)
+    environment = {name: os.environ[name] for name in _PASSED if name in os.environ} | dict(spec.env)
+    return content | {"env": environment, "digest": digest}
+
+
+def _state(folder: Path) -> State | None:
+    """What a live supervisor last wrote; None without one. A reused process id is told by its start time."""
     try:
-        channel.connect(f"/proc/self/fd/{descriptor}/{path.name}")
-    finally:
-        os.close(descriptor)
-    return channel
+        state: dict[str, Any] = orjson.loads((folder / "state.json").read_bytes())
+        begun = started(int(state["supervisor"]))
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    return state if begun == state["supervisor_started"] else None
+
+
+def _stuck(folder: Path) -> bool:
+    with suppress(OSError):
+        return time.time() - (folder / "state.json").stat().st_mtime > STALE_SECONDS
+    return False
 
 
 def _kept_port(folder: Path) -> int | None:
@@ -194,16 +276,28 @@ def _kept_port(folder: Path) -> int | None:
         return None
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
-
-
-def _wait_gone(pid: int) -> None:
+def _is_free(port: int) -> bool:
     try:
-        process = psutil.Process(pid)
-        process.wait(STOP_LIMIT)
-    except psutil.NoSuchProcess:
-        return
-    except psutil.TimeoutExpired:
-        process.kill()
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def _is_there(state: State) -> bool:
+    try:
+        return started(int(state["supervisor"])) == state["supervisor_started"]
+    except (OSError, IndexError):
+        return False
+
+
+def _kill(state: State) -> None:
+    if _is_there(state):
+        os.kill(int(state["supervisor"]), signal.SIGKILL)
+        _wait_gone(state)
+
+
+def _wait_gone(state: State) -> None:
+    deadline = time.monotonic() + STOP_LIMIT
+    while _is_there(state) and time.monotonic() < deadline:
+        time.sleep(0.01)

@@ -1,0 +1,57 @@
+"""What tests share: one cache of data and environments for the whole machine, and Git repos that look like users'."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from reconciler.engine import cache_directory
+
+
+class Repos:
+    """A bare origin and clones of it, with a user's identity of their own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.origin = root / "origin.git"
+        git(root, "init", "-q", "--bare", "-b", "main", str(self.origin))
+
+    def clone(self, name: str = "clone") -> Path:
+        """A clone; the first one makes the first commit."""
+        path = self.root / name
+        git(self.root, "clone", "-q", str(self.origin), str(path))
+        git(path, "config", "user.name", "A user")
+        git(path, "config", "user.email", "user@example.invalid")
+        git(path, "symbolic-ref", "HEAD", "refs/heads/main")
+        return path
+
+
+def git(path: Path, *arguments: str) -> str:
+    """Run Git as a user would, and return what it printed."""
+    return subprocess.run(["git", *arguments], cwd=path, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def commit(path: Path, files: dict[str, str], message: str = "A change", *, push: bool = True) -> str:
+    """Write files, commit and push them; the commit."""
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(content)
+    git(path, "add", "-A")
+    git(path, "commit", "-q", "-m", message)
+    if push:
+        git(path, "push", "-q", "origin", "HEAD:main")
+    return git(path, "rev-parse", "HEAD")
+
+
+@pytest.fixture
+def repos(tmp_path: Path) -> Repos:
+    """A bare origin to clone from."""
+    return Repos(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def shared_cache() -> Path:
+    """The cache that users have too: MNIST is fetched once per machine, not once per test."""
+    return cache_directory()
