@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,7 +87,7 @@ class ProcessRuntime:
             if state:
                 with suppress(OSError, ServingError), _Channel(folder) as channel:
                     channel.ask({"op": "stop"}, START_LIMIT)
-                    _wait_gone(state)
+                _wait_gone(state)
                 _kill(state)
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -240,14 +240,15 @@ def _holder(port: int) -> str:
     """Who listens on a port, as far as the system shows it."""
     with suppress(psutil.Error, OSError):
         for found in psutil.net_connections("tcp"):
-            if found.status == psutil.CONN_LISTEN and found.laddr.port == port and found.pid:
+            if found.status == psutil.CONN_LISTEN and found.laddr[1:] == (port,) and found.pid:
                 command = " ".join(psutil.Process(found.pid).cmdline())[:100]
                 return f"; process {found.pid} listens there: {command}"
     return ""
 
 
 def _content(spec: ServiceSpec) -> dict[str, Any]:
-    content = asdict(spec) | {"cwd": str(spec.cwd), "env": dict(spec.env), "labels": dict(spec.labels)}
+    content = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    content |= {"cwd": str(spec.cwd), "env": dict(spec.env), "labels": dict(spec.labels)}
     digest = digest_of(content)
     environment = {name: os.environ[name] for name in _PASSED if name in os.environ} | dict(spec.env)
     return content | {"env": environment, "digest": digest}
@@ -286,7 +287,7 @@ def _is_free(port: int) -> bool:
 
 def _is_there(state: State) -> bool:
     try:
-        return started(int(state["supervisor"])) == state["supervisor_started"]
+        return started(int(state["supervisor"])) == str(state["supervisor_started"])
     except (OSError, IndexError):
         return False
 

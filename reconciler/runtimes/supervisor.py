@@ -1,8 +1,8 @@
 """The supervisor of one service: a small process of its own that outlives the command that started it.
 
-Standard library only: `python -E -s -S -m reconciler.runtimes.supervisor DIR`. It holds the listening socket, so that versions change
-and servers die without a connection being refused; starts the server again when it dies, hangs or grows over its memory; and
-answers the runtime over `DIR/control.sock`, one JSON line each way.
+Standard library only: `python -E -s -S -m reconciler.runtimes.supervisor DIR`. It holds the listening socket, so that versions
+change and servers die without a connection being refused; starts the server again when it dies, hangs or grows over its
+memory; and answers the runtime over `DIR/control.sock`, one JSON line each way.
 
 Invariants: what is current is in `spec.json` and `state.json` before anybody is told; a version that is prepared but not
 promoted when its connection closes is discarded, so a runtime that is killed leaves nothing behind; a server whose supervisor
@@ -78,7 +78,7 @@ class Supervisor:
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while line := await reader.readline():
+            while not self._over.is_set() and (line := await reader.readline()):
                 try:
                     answer = await self._answer(json.loads(line))
                 except Refused as refused:
@@ -146,7 +146,7 @@ class Supervisor:
             self._next.kill()
             self._next = None
         self._close_unused()
-        if self._current and self._watch is None:
+        if self._current and self._watch is None and not self._over.is_set():
             with contextlib.suppress(Refused, OSError):  # then the watch goes on trying
                 await self._start_again(self._current)
             self._watch = asyncio.create_task(self._keep_up())
