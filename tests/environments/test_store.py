@@ -1,0 +1,102 @@
+"""Environments with the real uv: locked once, built once, complete or absent."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from reconciler.environments import EnvironmentStore
+from reconciler.errors import BuildError
+
+
+def repo(root: Path, text: str = "iniconfig==2.0.0\n") -> Path:
+    folder = root / "repo"
+    folder.mkdir(exist_ok=True)
+    (folder / "requirements.txt").write_text(text)
+    return folder
+
+
+def store(root: Path) -> EnvironmentStore:
+    return EnvironmentStore(root / "store", runtime=("six",))
+
+
+def test_an_environment_is_built_once_and_shared(tmp_path: Path) -> None:
+    first = store(tmp_path)
+    lock = first.lock(repo(tmp_path), flavor="none")
+    assert "iniconfig==2.0.0" in lock.requirements
+    assert "--hash=sha256:" in lock.requirements
+    assert "six==" in lock.requirements
+    built = first.ensure(lock)
+    again = store(tmp_path).ensure(store(tmp_path).lock(repo(tmp_path), flavor="none"))
+    assert (built.built, again.built, again.path) == (True, False, built.path)
+    out = subprocess.run([str(built.python), "-c", "import iniconfig, six; print(1)"], capture_output=True, text=True, check=True)
+    assert out.stdout == "1\n"
+
+
+def test_many_at_once_build_one(tmp_path: Path) -> None:
+    lock = store(tmp_path).lock(repo(tmp_path), flavor="none")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: store(tmp_path).ensure(lock), range(4)))
+    assert sum(item.built for item in found) == 1
+    assert len({item.path for item in found}) == 1
+
+
+def test_what_a_crash_left_is_never_used(tmp_path: Path) -> None:
+    found = store(tmp_path)
+    lock = found.lock(repo(tmp_path), flavor="none")
+    path = found.ensure(lock).path
+    (path / ".complete").unlink()
+    (path / "rubbish").write_text("half")
+    assert found.ensure(lock).built
+    assert not (path / "rubbish").exists()
+
+
+def test_an_environment_whose_interpreter_is_gone_is_built_again(tmp_path: Path) -> None:
+    found = store(tmp_path)
+    lock = found.lock(repo(tmp_path), flavor="none")
+    (found.ensure(lock).path / "bin" / "python").unlink()
+    assert found.ensure(lock).built
+
+
+def test_a_damaged_lock_is_made_again(tmp_path: Path) -> None:
+    lock = store(tmp_path).lock(repo(tmp_path), flavor="none")
+    for path in (tmp_path / "store" / "locks").glob("*.json"):
+        path.write_text(path.read_text().replace("iniconfig==2.0.0", "iniconfig==1.0.0"))
+    assert store(tmp_path).lock(repo(tmp_path), flavor="none") == lock
+
+
+def test_a_package_that_does_not_exist_is_named_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"requirements.txt:2: FL3011 .*flops-no-such-package-at-all"):
+        store(tmp_path).lock(repo(tmp_path, "iniconfig\nflops-no-such-package-at-all==1\n"), flavor="none")
+
+
+def test_dependencies_that_do_not_go_together(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="FL3014"):
+        store(tmp_path).lock(repo(tmp_path, "pytest==8.0.0\niniconfig==2.0.0\npluggy==0.1.0\n"), flavor="none")
+
+
+def test_a_helper_pin_that_the_runtime_cannot_meet_is_loosened_and_said(tmp_path: Path) -> None:
+    found = EnvironmentStore(tmp_path / "store", runtime=("hatchling==1.27.0",))
+    lock = found.lock(repo(tmp_path, "packaging==21.0\n"), flavor="none")
+    assert any("packaging==21.0 does not go with the runtime" in line for line in lock.report.warnings)
+
+
+def test_a_python_that_is_not_there_is_replaced_and_said(tmp_path: Path) -> None:
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    (folder / "conda.yaml").write_text("dependencies:\n  - python=3.99\n  - pip:\n      - iniconfig\n")
+    lock = store(tmp_path).lock(folder, flavor="none")
+    assert lock.python != "3.99"
+    assert any("3.99 is not on this machine" in line for line in lock.report.warnings)
+
+
+def test_configuration_planted_in_the_ml_repo_is_inert(tmp_path: Path) -> None:
+    folder = repo(tmp_path)
+    (folder / "uv.toml").write_text('index-url = "http://127.0.0.1:9/simple"\n')
+    (folder / "pip.conf").write_text("[global]\nindex-url = http://127.0.0.1:9/simple\n")
+    assert store(tmp_path).lock(folder, flavor="none").requirements
+    shutil.rmtree(tmp_path / "store")
