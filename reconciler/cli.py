@@ -86,6 +86,7 @@ def plan(
 @app.command()
 def reconcile(
     once: Annotated[bool, typer.Option("--once", help="One cycle to convergence, then end.")] = False,
+    tries: Annotated[int, typer.Option(min=1, help="Cycles at most, while something has to be tried again.")] = 6,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show build and data lines too.")] = False,
     repo: Repo = HERE,
     state: State = None,
@@ -95,7 +96,7 @@ def reconcile(
 
     if not once:
         raise typer.BadParameter("say --once; the always-on controller is `flops serve`, which is not built yet")
-    raise typer.Exit(reconcile_once(repo, state, console, verbose=verbose))
+    raise typer.Exit(reconcile_once(repo, state, console, tries=tries, verbose=verbose))
 
 
 @app.command()

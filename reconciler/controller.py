@@ -82,11 +82,11 @@ class Controller:
         """Cancel what runs; finished rounds are kept."""
         self._stop.set()
 
-    def converge(self) -> CycleResult:
-        """Cycles until nothing is left to do or what is left will not get better now (`reconcile --once`)."""
+    def converge(self, tries: int = MAX_TRIES) -> CycleResult:
+        """At most `tries` cycles, until nothing is left to do or what is left will not get better now (`reconcile --once`)."""
         with self._alone():
             result = self.cycle()
-            for attempt in range(1, MAX_TRIES):
+            for attempt in range(1, tries):
                 if self._stop.is_set() or (result.view.plan.is_noop and result.converged):
                     break
                 if not result.converged:

@@ -16,13 +16,13 @@ from reconciler.execution import Ending
 from reconciler.statusdoc import clean
 
 
-def reconcile_once(repo: Path, state: Path | None, console: Console, *, verbose: bool) -> int:
+def reconcile_once(repo: Path, state: Path | None, console: Console, *, tries: int, verbose: bool) -> int:
     """One cycle to convergence; 0 when everything is as declared, 1 when something stalled or will be retried."""
     engine = open_engine(repo, state)
     with CycleConsole(console, verbose=verbose) as screen:
         controller = Controller(engine, Observer(engine.journal, (screen,)))
         signal.signal(signal.SIGTERM, lambda *_: controller.stop())
-        result = controller.converge()
+        result = controller.converge(tries)
     _show(console, result)
     problems = any(project.problems for project in result.view.desired)
     bad = any(item.ending is not Ending.DONE for item in result.executions.values())
