@@ -134,11 +134,16 @@ class Server:
         """Take requests from the shared socket."""
         self._tell(b"accept\n")
 
-    async def retire(self) -> None:
-        """Finish what is in flight, then end; killed when that takes too long."""
+    async def retire(self, *, replaced: bool) -> None:
+        """Finish what is in flight, then end; killed when that takes too long.
+
+        One that is replaced gives clients with idle connections the time to move over; else there is nowhere to move to.
+        """
         if self.alive:
-            if self._control is not None:
+            if self._control is not None and replaced:
                 self._tell(b"drain\n")
+            elif self._control is not None:
+                self._close_control()
             else:
                 self._signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
@@ -148,9 +153,7 @@ class Server:
     def kill(self) -> None:
         """End the whole process group now."""
         self._signal(signal.SIGKILL)
-        if self._control is not None:
-            os.close(self._control)
-            self._control = None
+        self._close_control()
 
     def log(self) -> str:
         """The end of what this process wrote."""
@@ -159,6 +162,11 @@ class Server:
             file.seek(max(self._log_from, size - 2000) if size >= self._log_from else 0)
             return file.read().decode(errors="replace")
         return ""
+
+    def _close_control(self) -> None:
+        if self._control is not None:
+            os.close(self._control)
+            self._control = None
 
     def _tell(self, text: bytes) -> None:
         if self._control is not None:

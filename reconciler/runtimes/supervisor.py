@@ -73,7 +73,7 @@ class Supervisor:
         if self._next:
             self._next.kill()
         if self._current:
-            await self._current.retire()
+            await self._current.retire(replaced=False)
         await asyncio.gather(*self._retiring, return_exceptions=True)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -112,7 +112,7 @@ class Supervisor:
             self._stop_watching()
             if self._current:
                 self._set_health(False, "a new version takes its place")
-                await self._current.retire()
+                await self._current.retire(replaced=False)
         try:
             self._next = self._server(spec, port)
             await self._next.start()
@@ -135,7 +135,7 @@ class Supervisor:
         self._watch = asyncio.create_task(self._keep_up())
         self._close_unused()
         if old:
-            task = asyncio.create_task(old.retire())
+            task = asyncio.create_task(old.retire(replaced=True))
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
         return {"ok": True}

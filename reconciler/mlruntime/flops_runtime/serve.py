@@ -2,7 +2,7 @@
 
 `python -m flops_runtime.serve --model DIR --project NAME --version DIGEST` with `--port`, or with the three descriptors of a
 supervisor: `--fd` (the shared listening socket), `--private-fd` (this process alone) and `--control-fd` (lines: accept, drain;
-its end means that the supervisor is gone, and the server ends too).
+its end means that the supervisor is gone or removes the service, and the server ends too).
 
 While it drains every answer says `Connection: close`, so that clients move over between requests and none fails.
 """
@@ -13,21 +13,25 @@ import json
 import os
 import socket
 import sys
+import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Optional
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from flops_runtime import sandbox
-from flops_runtime.serve_model import ServedModel, Unacceptable
+from flops_runtime.serve_model import JSON, Answer, ServedModel, failure
 
 MAX_BODY = 100 * 1024 * 1024
 MAX_WAITING = 64
+STUCK_SECONDS = 120.0
+"""A prediction that takes longer is taken for stuck: the health check fails, and the supervisor starts the server again."""
 DRAIN_SECONDS = 5.0
 """How long idle connections of the shared socket are kept while draining: longer than clients pause between requests."""
 
@@ -35,16 +39,18 @@ DRAIN_SECONDS = 5.0
 class Inference:
     """The HTTP side: routes, limits, one thread that predicts."""
 
-    def __init__(self, model: ServedModel, about: dict[str, str]) -> None:
+    def __init__(self, model: ServedModel, about: dict[str, str], max_body: int = MAX_BODY) -> None:
         self._model = model
         self._about = about
+        self._max_body = max_body
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict")
         self._waiting = 0
+        self._began: Optional[float] = None
         self.draining = False
 
-    def app(self) -> Starlette:
+    def app(self) -> Callable[..., Any]:
         """The ASGI application."""
-        return Starlette(
+        routes = Starlette(
             routes=[
                 Route("/invocations", self._invocations, methods=["POST"]),
                 Route("/ping", self._health),
@@ -53,50 +59,71 @@ class Inference:
             ]
         )
 
+        async def closing_while_draining(scope: Any, receive: Any, send: Any) -> None:
+            async def finish(message: Any) -> None:
+                if self.draining and message["type"] == "http.response.start":
+                    message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
+                await send(message)
+
+            await routes(scope, receive, finish)
+
+        return closing_while_draining
+
     async def _health(self, _request: Request) -> Response:
-        return self._finish(Response(status_code=200, content=b"\n"))
+        began = self._began
+        stuck = began is not None and time.monotonic() - began > STUCK_SECONDS
+        return Response(b"\n", 503 if stuck else 200, media_type=JSON)
 
     async def _version(self, _request: Request) -> Response:
-        return self._finish(JSONResponse({**self._about, **self._model.about}))
+        return JSONResponse({**self._about, **self._model.about})
 
     async def _invocations(self, request: Request) -> Response:
         if self._waiting >= MAX_WAITING:
-            return self._error(503, "RESOURCE_EXHAUSTED", "Too many requests are waiting; try again.")
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_BODY:
-                return self._error(413, "BAD_REQUEST", f"The request has more than {MAX_BODY:,} bytes.")
-        kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
-        if kind not in {"application/json", "text/csv"}:
-            return self._error(415, "BAD_REQUEST", "Content-Type must be application/json or text/csv.")
+            return _response(failure(503, "RESOURCE_EXHAUSTED", "Too many requests are waiting; try again."))
         self._waiting += 1
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(self._pool, self._model.answer, bytes(body), kind)
-        except Unacceptable as refused:
-            return self._error(400, "BAD_REQUEST", str(refused))
-        except Exception:
-            import traceback
-
-            traceback.print_exc()
-            return self._error(500, "INTERNAL_ERROR", "The model failed on this input; the traceback is in the service's log.")
+            body = await self._body(request)
+            if body is None:
+                return _response(failure(413, "BAD_REQUEST", f"The request has more than {self._max_body:,} bytes."))
+            kind = request.headers.get("content-type", JSON)
+            return _response(await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, body, kind))
+        except ClientDisconnect:
+            return Response(status_code=400)
         finally:
             self._waiting -= 1
-        return self._finish(Response(answer, media_type="application/json"))
 
-    def _error(self, status: int, code: str, message: str) -> Response:
-        return self._finish(JSONResponse({"error_code": code, "message": message}, status_code=status))
+    async def _body(self, request: Request) -> Optional[bytes]:
+        """The body, or None when it is too large; then the rest is read and dropped, so that the client hears the answer."""
+        body, size = bytearray(), 0
+        async for part in request.stream():
+            size += len(part)
+            if size <= self._max_body:
+                body += part
+            elif size <= 4 * self._max_body:
+                body.clear()
+            else:
+                break
+        return bytes(body) if size <= self._max_body else None
 
-    def _finish(self, response: Response) -> Response:
-        if self.draining:
-            response.headers["connection"] = "close"
-        return response
+    def _answer(self, body: bytes, kind: str) -> Answer:
+        self._began = time.monotonic()
+        try:
+            return self._model.answer(body, kind)
+        except Exception:
+            traceback.print_exc()
+            return failure(500, "INTERNAL_ERROR", "The server failed on this input; the traceback is in the service's log.")
+        finally:
+            self._began = None
+
+
+def _response(answer: Answer) -> Response:
+    return Response(answer.body, answer.status, media_type=JSON)
 
 
 class Server(uvicorn.Server):
     """Uvicorn that listens on a private socket first, and on the shared one when the supervisor says so."""
 
-    def __init__(self, inference: Inference, shared: socket.socket | None, control: int | None) -> None:
+    def __init__(self, inference: Inference, shared: Optional[socket.socket], control: Optional[int]) -> None:
         config = uvicorn.Config(
             inference.app(), log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=75, backlog=1024,
             timeout_graceful_shutdown=20, http="h11",
@@ -117,7 +144,7 @@ class Server(uvicorn.Server):
             self._obeying = asyncio.create_task(self._obey(reader))
 
     async def _obey(self, control: asyncio.StreamReader) -> None:
-        listener: asyncio.AbstractServer | None = None
+        listener: Optional[asyncio.AbstractServer] = None
         while True:
             line = (await control.readline()).strip()
             if line == b"accept" and self._shared is not None:
@@ -156,6 +183,7 @@ def main() -> None:
     parser.add_argument("--project", default="")
     parser.add_argument("--version", default="")
     parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--max-body", type=int, default=MAX_BODY, help="bytes")
     parser.add_argument("--fd", type=int)
     parser.add_argument("--private-fd", type=int)
     parser.add_argument("--control-fd", type=int)
@@ -163,10 +191,11 @@ def main() -> None:
     runtime = Path(__file__).resolve().parent.parent
     if options.fd is not None:
         # A server of a supervisor has its sockets already; the model's code needs no others.
-        level = sandbox.enter([options.model, runtime, Path(sys.prefix), Path(sys.base_prefix)], [])
+        scratch = [Path(os.environ["TMPDIR"])] if "TMPDIR" in os.environ else []
+        level = sandbox.enter([options.model, runtime, Path(sys.prefix), Path(sys.base_prefix)], scratch)
         print(json.dumps({"sandbox": level}), flush=True)
     model = ServedModel.load(options.model)
-    inference = Inference(model, {"project": options.project, "digest": options.version})
+    inference = Inference(model, {"project": options.project, "digest": options.version}, options.max_body)
     if options.fd is None:
         Server(inference, None, None).run(sockets=[socket.create_server(("127.0.0.1", options.port))])
         return

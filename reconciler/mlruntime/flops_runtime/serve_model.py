@@ -1,13 +1,16 @@
 """A model bundle that answers requests in MLflow's form.
 
-The fast path loads a scikit-learn model with a tensor signature by itself: `import mlflow` takes longer than everything else
-of a start. All other models go through `mlflow.pyfunc`. Both enforce the signature as MLflow's own scoring server does.
+The fast path loads a scikit-learn model with a tensor signature by itself and answers what clients of such a model send,
+`inputs` and `instances`: `import mlflow` takes longer than everything else of a start. All other models and all other forms
+go through the `invocations` of MLflow's own scoring server, imported when it is first needed. Both give the same answers and
+the same error codes; tests compare them.
 """
 
 import json
 import sys
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 import yaml
@@ -17,21 +20,52 @@ try:
 except ImportError:
     orjson = None  # type: ignore[assignment]  # the standard library's is slower, and does
 
-Tensor = tuple[np.dtype, tuple[int, ...]]
+JSON = "application/json"
+TYPES = (JSON, "text/csv", "application/vnd.apache.parquet")
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
+MAX_ROWS = 100_000
+UNEXPECTED = (
+    "Encountered an unexpected error while evaluating the model. Verify that the serialized input Dataframe is compatible with "
+    "the model for inference."
+)
+
+
+class Answer(NamedTuple):
+    """Status and body of an HTTP answer."""
+
+    status: int
+    body: bytes
 
 
 class Unacceptable(Exception):  # noqa: N818 – the client's mistake, not ours
     """A request that does not fit the protocol or the signature."""
 
+    def __init__(self, code: str, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+
+
+class Tensor(NamedTuple):
+    """A signature of one unnamed tensor; -1 in the shape stands for any length."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
 
 class ServedModel:
-    """Turns the body of a request into the body of an answer."""
+    """Turns the body of a request into the body of an answer. Not thread-safe: one request at a time."""
 
-    def __init__(self, predict: Any, tensor: Tensor | None, about: dict[str, str]) -> None:
-        self._predict = predict
-        self._tensor = tensor
+    def __init__(
+        self, folder: Path, about: dict[str, str], tensor: Optional[Tensor], predict: Optional[Callable[..., Any]]
+    ) -> None:
         self.about = about
+        self._folder = folder
+        self._tensor = tensor
+        self._predict = predict
+        self._mlflow: Optional[tuple[Any, Any]] = None
+        if predict is None:
+            self._through_mlflow()
 
     @classmethod
     def load(cls, folder: Path) -> "ServedModel":
@@ -41,108 +75,135 @@ class ServedModel:
         native = next((name for name in flavors if name != "python_function"), "python_function")
         about = {"flavor": native, "mlflow_version": str(content.get("mlflow_version", ""))}
         tensor = _tensor(content.get("signature") or {})
-        if native == "sklearn" and tensor is not None and flavors["sklearn"].get("serialization_format") == "cloudpickle":
-            import cloudpickle
+        own = flavors.get("sklearn", {})
+        if native != "sklearn" or tensor is None or own.get("serialization_format") not in ("cloudpickle", "pickle"):
+            return cls(folder, about, None, None)
+        import cloudpickle  # registers what cloudpickle needs; its load is pickle's
 
-            sys.path[:0] = [str(folder / "code")] if (folder / "code").is_dir() else []
-            with (folder / flavors["sklearn"]["pickled_model"]).open("rb") as file:
-                return cls(cloudpickle.load(file).predict, tensor, about)
-        import mlflow.pyfunc
+        code = flavors.get("python_function", {}).get("code") or "code"
+        sys.path[:0] = [str(folder / code)] if (folder / code).is_dir() else []
+        with (folder / own["pickled_model"]).open("rb") as file:
+            model = cloudpickle.load(file)
+        return cls(folder, about, tensor, getattr(model, flavors.get("python_function", {}).get("predict_fn", "predict")))
 
-        return cls(mlflow.pyfunc.load_model(str(folder)).predict, tensor, about)
-
-    def answer(self, body: bytes, kind: str) -> bytes:
-        """The answer to a request. Raises Unacceptable for what does not fit."""
-        data = _csv(body) if kind == "text/csv" else self._read(body)
-        if self._tensor is not None:
-            data = _enforce(data, *self._tensor)
-        return _dump({"predictions": _plain(self._predict(data))})
-
-    def _read(self, body: bytes) -> Any:
+    def answer(self, body: bytes, content_type: str) -> Answer:
+        """The answer to a request; what the client did wrong is said, what the model does wrong is in the log alone."""
         try:
-            content = orjson.loads(body) if orjson else json.loads(body)
-        except ValueError as error:
-            raise Unacceptable("Failed to parse input from JSON. Ensure that input is a valid JSON formatted string.") from error
-        if not isinstance(content, dict):
-            raise Unacceptable("The request must be a JSON object.")
-        found = [name for name in FORMS if name in content]
-        if len(found) != 1:
-            raise Unacceptable(f"The request must have exactly one of: {', '.join(FORMS)}.")
-        unknown = sorted(set(content) - {found[0], "params"})
-        if unknown:
-            raise Unacceptable(f"Unknown keys: {', '.join(unknown)[:200]}.")
-        return _parse(found[0], content[found[0]])
+            kind = content_type.split(";")[0].strip().lower()
+            if kind not in TYPES:
+                raise Unacceptable("BAD_REQUEST", f"Content-Type must be one of {', '.join(TYPES)}.", 415)
+            content = _read(body) if kind == JSON else None
+            rows = _simple(content) if content is not None else None
+            if rows is not None and self._tensor is not None and self._predict is not None:
+                return self._own(_enforce(rows, self._tensor), self._predict)
+            return self._mlflows(body, content_type)
+        except Unacceptable as refused:
+            return failure(refused.status, refused.code, str(refused))
+
+    def _own(self, data: Any, predict: Callable[..., Any]) -> Answer:
+        if len(data) > MAX_ROWS:
+            raise Unacceptable("BAD_REQUEST", f"The request has {len(data):,} rows, more than {MAX_ROWS:,}.", 413)
+        try:
+            return Answer(200, _dump({"predictions": _plain(predict(data))}))
+        except Exception:
+            traceback.print_exc()
+            raise Unacceptable("BAD_REQUEST", UNEXPECTED) from None
+
+    def _mlflows(self, body: bytes, content_type: str) -> Answer:
+        invocations, model = self._through_mlflow()
+        from mlflow.exceptions import MlflowException
+
+        try:
+            said = invocations(body, content_type, model, model.metadata.get_input_schema())
+        except MlflowException as error:
+            if error.message.startswith(UNEXPECTED[:40]):
+                traceback.print_exc()
+            return failure(error.get_http_status_code(), error.error_code, error.message[:2000])
+        if said.status != 200:
+            return failure(said.status, "BAD_REQUEST", said.response[:2000])
+        return Answer(200, said.response.encode())
+
+    def _through_mlflow(self) -> tuple[Any, Any]:
+        if self._mlflow is None:
+            import mlflow.pyfunc
+            from mlflow.pyfunc.scoring_server import invocations
+
+            self._mlflow = (invocations, mlflow.pyfunc.load_model(str(self._folder)))
+        return self._mlflow
 
 
-def _parse(form: str, value: Any) -> Any:
-    import pandas
+def failure(status: int, code: str, message: str) -> Answer:
+    """An error in MLflow's form."""
+    return Answer(status, _dump({"error_code": code, "message": message}))
 
+
+def _read(body: bytes) -> dict[str, Any]:
     try:
-        if form == "dataframe_split":
-            return pandas.DataFrame(**{key: value[key] for key in ("index", "columns", "data") if key in value})
-        if form == "dataframe_records":
-            return pandas.DataFrame.from_records(value)
-        if form == "instances" and value and isinstance(value[0], dict):
-            return {key: np.asarray([row[key] for row in value]) for key in value[0]}
-        if isinstance(value, dict):
-            return {key: np.asarray(item) for key, item in value.items()}
-        return np.asarray(value)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Unacceptable(f"{form} cannot be read: {error}") from error
+        content = json.loads(body) if orjson is None else orjson.loads(body)
+    except ValueError:
+        try:
+            content = json.loads(body)  # takes NaN, as MLflow does
+        except (ValueError, RecursionError) as error:
+            raise Unacceptable(
+                "BAD_REQUEST", f"Invalid input. Ensure that input is a valid JSON formatted string. Error: {error}"
+            ) from None
+    if not isinstance(content, dict):
+        raise Unacceptable(
+            "BAD_REQUEST", f"Invalid input. The input must be a JSON dictionary with exactly one of {', '.join(FORMS)}."
+        )
+    return content
 
 
-def _csv(body: bytes) -> Any:
-    import io
-
-    import pandas
-
-    try:
-        return pandas.read_csv(io.BytesIO(body))
-    except ValueError as error:
-        raise Unacceptable(f"The CSV cannot be read: {error}") from error
+def _simple(content: dict[str, Any]) -> Optional[list[Any]]:
+    """The rows of a request in the form that the fast path knows: one list of values; None for every other form."""
+    if sum(form in content for form in FORMS) != 1 or set(content) - {*FORMS, "params"}:
+        return None
+    value = content.get("inputs", content.get("instances"))
+    return value if isinstance(value, list) and value and not isinstance(value[0], dict) else None
 
 
-def _tensor(signature: dict[str, Any]) -> Tensor | None:
-    """dtype and shape of a signature's single unnamed tensor; None for every other signature."""
+def _tensor(signature: dict[str, Any]) -> Optional[Tensor]:
+    """The signature's single unnamed tensor; None for every other signature, and for one with parameters."""
     inputs: list[Any] = json.loads(signature.get("inputs") or "[]")
-    if len(inputs) != 1 or inputs[0].get("type") != "tensor" or inputs[0].get("name"):
+    if len(inputs) != 1 or inputs[0].get("type") != "tensor" or inputs[0].get("name") or signature.get("params"):
         return None
     spec = inputs[0]["tensor-spec"]
-    return np.dtype(spec["dtype"]), tuple(spec["shape"])
+    dtype, shape = np.dtype(spec["dtype"]), tuple(spec["shape"])
+    numbers = dtype.kind in "fiu"
+    return Tensor(dtype, shape) if numbers and shape and -1 not in shape[1:] else None
 
 
-def _enforce(data: Any, dtype: np.dtype, shape: tuple[int, ...]) -> Any:
-    array = data.to_numpy() if hasattr(data, "to_numpy") else data
-    if not isinstance(array, np.ndarray):
-        raise Unacceptable("The model takes one tensor, not several named ones.")
-    if array.dtype == object:
-        raise Unacceptable("The rows do not have the same length, or hold something that is no number.")
-    fits = array.ndim == len(shape) and all(want in (-1, have) for want, have in zip(shape, array.shape))
-    if not fits:
-        raise Unacceptable(f"Shape of input {array.shape} does not match expected shape {shape}.")
-    if array.dtype == dtype:
-        return array
+def _enforce(value: list[Any], tensor: Tensor) -> Any:
+    """The rows as the signature wants them, converted as MLflow converts them."""
     try:
-        converted = array.astype(dtype)
-    except (ValueError, TypeError) as error:
-        raise Unacceptable(f"dtype of input {array.dtype} does not match expected dtype {dtype}.") from error
-    # JSON has no types: numbers are converted where nothing is lost, as 3 to 3.0, and never 2.7 to 2.
-    numbers = np.issubdtype(array.dtype, np.number)
-    kept = numbers and (np.issubdtype(dtype, np.floating) or (converted.astype(array.dtype) == array).all())
-    if not kept:
-        raise Unacceptable(f"dtype of input {array.dtype} does not match expected dtype {dtype}.")
-    return converted
+        array = np.array(value, dtype=tensor.dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Unacceptable("BAD_REQUEST", f"Invalid input. {error}") from None
+    fits = array.ndim == len(tensor.shape) and all(want in (-1, have) for want, have in zip(tensor.shape, array.shape))
+    if not fits:
+        raise Unacceptable(
+            "INVALID_PARAMETER_VALUE",
+            f"Failed to enforce schema. Error: Shape of input {array.shape} does not match expected shape {tensor.shape}.",
+        )
+    return array
 
 
 def _plain(value: Any) -> Any:
-    if hasattr(value, "to_dict") and hasattr(value, "columns"):
+    """As MLflow makes JSON of predictions."""
+    if hasattr(value, "to_frame"):
+        value = value.to_frame()
+    if hasattr(value, "to_dict"):
         return value.to_dict(orient="records")
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    return value
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _dump(value: Any) -> bytes:
-    return orjson.dumps(value) if orjson else json.dumps(value).encode()
+    if orjson is not None:
+        body = orjson.dumps(value)
+        if b"null" not in body:
+            return body
+    return json.dumps(value).encode()  # writes NaN, as MLflow does
