@@ -7,32 +7,33 @@ digest has two recorded runs. Nothing of a model is ever loaded here: its direct
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import orjson
 
 from reconciler.errors import TrackingError
+from reconciler.tracking.content import directory_digest
+from reconciler.tracking.failures import redacted, translated
 from reconciler.tracking.model import ModelVersion, RunInfo, RunRecord, model_name
-from reconciler.tracking.rest import Rest, unreachable
+from reconciler.tracking.rest import LOOPBACK, Rest
+from reconciler.tracking.tags import CARD, CONTENT, DIGEST, GATE, GATE_DIGEST, METRICS, MODEL_ID, PROJECT, RECORDED, REJECTED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-DIGEST, RECORDED, GATE, REJECTED = "flops.digest", "flops.recorded", "flops.gate", "flops.rejected_gates"
-METRICS, MODEL_ID, GATE_DIGEST, PROJECT = "flops.metrics", "flops.model_id", "flops.gate_digest", "flops.project"
-PARAM_LIMIT = 500
+REASON_LIMIT = 500
 _IMPORT = threading.Lock()
 
 
 class Tracking:
-    """A tracking server and its registry."""
+    """A tracking server and its registry; safe for threads that work on different projects."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -44,7 +45,9 @@ class Tracking:
     def versions(self, customer: str) -> list[ModelVersion]:
         """Every version of a customer's models, newest first; two requests for all projects."""
         parameters = {"filter": f"name LIKE '{model_name(customer, '')}%'", "order_by": "version_number DESC"}
-        rows = list(self._rest.pages("model-versions/search", "model_versions", parameters))
+        found = self._rest.pages("model-versions/search", "model_versions", parameters)
+        # LIKE takes more than was asked for: `_` is any letter to it, and `a.` begins the names of customer `a.b` as well.
+        rows = [row for row in found if row["name"].rpartition(".")[0] == customer]
         if not rows:
             return []
         names = {"filter": f"name LIKE '{model_name(customer, '')}%'"}
@@ -73,19 +76,16 @@ class Tracking:
 
     def record_run(self, record: RunRecord) -> str:
         """Write a finished training down, with its model; the id of the run. Again for the same digest: the same id."""
+        content = directory_digest(record.model_dir)
         with self._writing() as client:
-            experiment = self._experiment(record.customer, record.project) or _create_experiment(client, record)
+            from reconciler.tracking import recording
+
+            experiment = recording.experiment(client, f"{record.customer}/{record.project}")
             for row in self._search_runs(experiment, f"tags.`{DIGEST}` = '{record.digest}'"):
                 if _tags(row).get(RECORDED) == "true":
                     return str(row["info"]["run_id"])
-                client.set_terminated(row["info"]["run_id"], "KILLED")
-                client.delete_run(row["info"]["run_id"])
-            run_id = self._create_run(client, experiment, record)
-            model_id = _log_model(client, experiment, run_id, record)
-            client.set_tag(run_id, MODEL_ID, model_id)
-            client.set_tag(run_id, RECORDED, "true")
-            client.set_terminated(run_id, "FINISHED")
-            return run_id
+                recording.discard(client, experiment, row["info"]["run_id"])
+            return recording.write(client, experiment, record, content)
 
     def mark_gate_failed(self, run_id: str, gate_digest: str, reason: str) -> None:
         """Note on a run that it did not meet a gate; it is kept."""
@@ -93,81 +93,68 @@ class Tracking:
             tags = client.get_run(run_id).data.tags
             rejected = sorted({*orjson.loads(tags.get(REJECTED, "[]")), gate_digest})
             client.set_tag(run_id, REJECTED, orjson.dumps(rejected).decode())
-            client.set_tag(run_id, GATE, f"failed: {reason}"[:PARAM_LIMIT])
+            client.set_tag(run_id, GATE, f"failed: {reason}"[:REASON_LIMIT])
 
     def register(self, *, customer: str, project: str, digest: str, gate_digest: str, run_id: str, alias: str) -> ModelVersion:
         """The version of a run, registered once, with an alias on it."""
         name = model_name(customer, project)
         with self._writing() as client:
-            known = next((item for item in self.versions(customer) if item.name == name and item.digest == digest), None)
+            known = self._registered(customer, name, digest)
             if known is None:
-                self._create_version(client, name, project, digest, gate_digest, run_id)
+                _create_version(client, name, project, digest, gate_digest, run_id)
             elif known.gate_digest != gate_digest:
                 client.set_model_version_tag(name, known.version, GATE_DIGEST, gate_digest)
-            known = next(item for item in self.versions(customer) if item.name == name and item.digest == digest)
+            known = self._registered(customer, name, digest)
+            if known is None:
+                text = f"MLflow at {redacted(self.uri)} does not show the version of {name} that it has just made."
+                raise TrackingError("FL6009", text, cure="It is looked for again.", transient=True)
             client.set_registered_model_alias(name, alias, known.version)
             client.set_tag(run_id, GATE, "passed")
-            return known
+        return next(item for item in self.versions(customer) if item.name == name and item.version == known.version)
+
+    def set_alias(self, version: ModelVersion, alias: str) -> None:
+        """Put an alias on a version; the version that had it loses it."""
+        with self._writing() as client:
+            client.set_registered_model_alias(version.name, alias, version.version)
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        """Take an alias from a registered model; nothing when there is none."""
+        with self._writing() as client:
+            client.delete_registered_model_alias(name, alias)
 
     def download(self, version: ModelVersion, destination: Path) -> Path:
-        """Put a version's model directory to `destination`, which appears complete or not at all."""
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with self._writing() as client, tempfile.TemporaryDirectory(dir=destination.parent, prefix=".download-") as folder:
-            from mlflow.artifacts import download_artifacts
+        """Put a version's model directory to `destination`, which appears complete and as recorded, or not at all.
 
-            location = client.get_logged_model(version.model_id).artifact_location
-            got = download_artifacts(artifact_uri=location, dst_path=folder, tracking_uri=self.uri)
-            shutil.rmtree(destination, ignore_errors=True)
-            Path(got).replace(destination)
+        A directory that is there with the recorded content stays, and MLflow is not asked.
+        """
+        if version.content and _content(destination) == version.content:
+            return destination
+        with self._writing() as client:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".download-") as folder:
+                from mlflow.artifacts import download_artifacts
+
+                location = client.get_logged_model(version.model_id).artifact_location
+                into = Path(folder) / "new"
+                got = Path(download_artifacts(artifact_uri=location, dst_path=str(into), tracking_uri=self.uri))
+                if version.content and directory_digest(got) != version.content:
+                    text = f"The model of {version.name} version {version.version} is not what was recorded."
+                    cure = "Restore the tracking server's artifacts, or set `rerun` in the SLA to train again."
+                    raise TrackingError("FL6010", text, cure=cure)
+                if destination.exists():
+                    destination.rename(Path(folder) / "old")
+                got.rename(destination)
         destination.chmod(0o755)
         return destination
 
-    def _create_run(self, client: MlflowClient, experiment: str, record: RunRecord) -> str:
-        from mlflow.entities import Metric, Param
-
-        tags = {
-            **record.tags,
-            DIGEST: record.digest,
-            PROJECT: record.project,
-            "flops.best_round": str(record.best_round),
-            METRICS: orjson.dumps(record.gate_metrics()).decode(),
-        }
-        run_id = str(client.create_run(experiment, tags=tags, run_name=record.digest[:12]).info.run_id)
-        now = int(time.time() * 1000)
-        metrics = [Metric(name, float(value), now, item.step) for item in record.rounds for name, value in item.metrics.items()]
-        metrics += [Metric(f"holdout.{name}", float(value), now, record.best_round) for name, value in record.holdout.items()]
-        metrics += [Metric(f"stage_seconds.{stage}", float(value), now, 0) for stage, value in record.timings.items()]
-        params = [Param(name, text[:PARAM_LIMIT]) for name, text in record.params.items()]
-        for start in range(0, max(len(metrics), 1), 900):
-            client.log_batch(run_id, metrics=metrics[start : start + 900], params=params[:90] if start == 0 else [])
-        client.log_text(run_id, record.sla.decode(errors="replace"), "sla.yaml")
-        return run_id
-
-    def _create_version(self, client: MlflowClient, name: str, project: str, digest: str, gate_digest: str, run_id: str) -> None:
-        from mlflow.exceptions import MlflowException
-
-        with contextlib.suppress(MlflowException):  # it exists already
-            client.create_registered_model(name, tags={PROJECT: project})
-        tags = client.get_run(run_id).data.tags
-        model_id = tags[MODEL_ID]
-        client.create_model_version(
-            name,
-            source=client.get_logged_model(model_id).artifact_location,
-            run_id=run_id,
-            tags={
-                DIGEST: digest,
-                PROJECT: project,
-                GATE_DIGEST: gate_digest,
-                MODEL_ID: model_id,
-                METRICS: tags.get(METRICS, "{}"),
-            },
-            model_id=model_id,
-            await_creation_for=0,
-        )
+    def _registered(self, customer: str, name: str, digest: str) -> ModelVersion | None:
+        return next((item for item in self.versions(customer) if item.name == name and item.digest == digest), None)
 
     def _experiment(self, customer: str, project: str) -> str | None:
         answer = self._rest.get("experiments/get-by-name", {"experiment_name": f"{customer}/{project}"})
-        return str(answer["experiment"]["experiment_id"]) if answer else None
+        if not answer or answer["experiment"].get("lifecycle_stage") == "deleted":
+            return None
+        return str(answer["experiment"]["experiment_id"])
 
     def _search_runs(self, experiment: str, query: str) -> list[dict[str, Any]]:
         answer = self._rest.post("runs/search", {"experiment_ids": [experiment], "filter": query, "max_results": 50})
@@ -176,29 +163,27 @@ class Tracking:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[MlflowClient]:
         """MLflow's own client, and its failures as ours."""
-        _configure()
         with _IMPORT:
+            _configure(self.uri)
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
+            from requests import RequestException
 
             if self._made is None:
                 self._made = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         try:
             yield self._made
-        except MlflowException as error:
-            text = str(error).splitlines()[0][:300]
-            if error.get_http_status_code() >= 500:
-                raise unreachable(self.uri, text) from error
-            raise TrackingError("FL6003", f"MLflow refuses to write: {text}.", cure="Check the tracking server.") from error
-        except (ConnectionError, TimeoutError) as error:
-            raise unreachable(self.uri, type(error).__name__) from error
+        except (MlflowException, RequestException, OSError) as error:
+            raise translated(error, self.uri) from error
 
 
-def _configure() -> None:
-    """Few, quick retries: the reconciler has its own. Set before `import mlflow`, which reads them once."""
+def _configure(uri: str) -> None:
+    """Few, quick retries: the reconciler has its own. Set before `import mlflow`; what the user has set stays."""
     for name, value in (
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
-        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "60"),
+        ("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1"),
+        ("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0.2"),
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30"),
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("DO_NOT_TRACK", "true"),
         ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
@@ -207,41 +192,48 @@ def _configure() -> None:
         ("GIT_PYTHON_REFRESH", "quiet"),
     ):
         os.environ.setdefault(name, value)
+    host = urlsplit(uri).hostname or ""
+    around = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    if host in LOOPBACK and host not in around.split(",") and around != "*":
+        # A proxy has no way to this machine's loopback.
+        os.environ["NO_PROXY"] = os.environ["no_proxy"] = f"{around},{host}".strip(",")
 
 
-def _create_experiment(client: MlflowClient, record: RunRecord) -> str:
-    return str(client.create_experiment(f"{record.customer}/{record.project}"))
+def _create_version(client: MlflowClient, name: str, project: str, digest: str, gate_digest: str, run_id: str) -> None:
+    from mlflow.exceptions import MlflowException
 
-
-def _log_model(client: MlflowClient, experiment: str, run_id: str, record: RunRecord) -> str:
-    """The model as a LoggedModel of the run and of the round that produced it."""
-    from mlflow.entities import LoggedModelOutput, Metric
-
-    model = client.create_logged_model(
-        experiment,
-        name=record.project,
-        source_run_id=run_id,
-        tags={DIGEST: record.digest},
-        params={"best_round": str(record.best_round)},
+    try:
+        client.create_registered_model(name, tags={PROJECT: project})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = client.get_run(run_id).data.tags
+    model_id = tags[MODEL_ID]
+    copied = {tag: tags[tag] for tag in (METRICS, CONTENT) if tag in tags}
+    client.create_model_version(
+        name,
+        source=client.get_logged_model(model_id).artifact_location,
+        run_id=run_id,
+        tags={**copied, DIGEST: digest, PROJECT: project, GATE_DIGEST: gate_digest, MODEL_ID: model_id},
+        description=tags.get(CARD, ""),
+        model_id=model_id,
+        await_creation_for=0,
     )
-    client.log_model_artifacts(model.model_id, str(record.model_dir))
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, record.best_round)])
-    now = int(time.time() * 1000)
-    values = [
-        Metric(name, float(value), now, record.best_round, model_id=model.model_id, run_id=run_id)
-        for name, value in record.gate_metrics().items()
-    ]
-    client.log_batch(run_id, metrics=values)
-    client.finalize_logged_model(model.model_id, "READY")
-    return str(model.model_id)
+
+
+def _content(directory: Path) -> str:
+    try:
+        return directory_digest(directory) if directory.is_dir() else ""
+    except (TrackingError, OSError):
+        return ""
 
 
 def _version(row: Mapping[str, Any], aliases: list[str]) -> ModelVersion:
     tags = {item["key"]: item["value"] for item in row.get("tags", ())}
-    metrics: dict[str, float] = orjson.loads(tags.get(METRICS, "{}"))
+    metrics = _metrics(tags)
     return ModelVersion(
         name=row["name"],
-        project=tags.get(PROJECT, row["name"].partition(".")[2]),
+        project=tags.get(PROJECT, row["name"].rpartition(".")[2]),
         version=str(row["version"]),
         digest=tags.get(DIGEST, ""),
         run_id=row.get("run_id", ""),
@@ -250,6 +242,7 @@ def _version(row: Mapping[str, Any], aliases: list[str]) -> ModelVersion:
         aliases=tuple(sorted(aliases)),
         metrics={name: value for name, value in metrics.items() if not name.startswith("holdout.")},
         holdout={name.removeprefix("holdout."): value for name, value in metrics.items() if name.startswith("holdout.")},
+        content=tags.get(CONTENT, ""),
     )
 
 
@@ -259,9 +252,15 @@ def _run(row: Mapping[str, Any]) -> RunInfo:
         run_id=row["info"]["run_id"],
         digest=tags.get(DIGEST, ""),
         model_id=tags.get(MODEL_ID, ""),
-        metrics=orjson.loads(tags.get(METRICS, "{}")),
+        metrics=_metrics(tags),
         rejected_gates=tuple(orjson.loads(tags.get(REJECTED, "[]"))),
     )
+
+
+def _metrics(tags: Mapping[str, str]) -> dict[str, float]:
+    """The numbers of a tag; JSON has no word for one that is not finite, and null stands for it."""
+    numbers: dict[str, float | None] = orjson.loads(tags.get(METRICS, "{}"))
+    return {name: math.nan if value is None else value for name, value in numbers.items()}
 
 
 def _tags(row: Mapping[str, Any]) -> dict[str, str]:

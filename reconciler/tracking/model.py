@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,10 +33,13 @@ class RunRecord:
     timings: Mapping[str, float]
     model_dir: Path
 
+    def best_metrics(self) -> dict[str, float]:
+        """The metrics of the round that the model is from."""
+        return {name: value for item in self.rounds if item.step == self.best_round for name, value in item.metrics.items()}
+
     def gate_metrics(self) -> dict[str, float]:
         """What a gate can ask for: the best round's metrics, and the held-out ones as `holdout.<name>`."""
-        best = next(item.metrics for item in self.rounds if item.step == self.best_round)
-        return {**best, **{f"holdout.{name}": value for name, value in self.holdout.items()}}
+        return {**self.best_metrics(), **{f"holdout.{name}": value for name, value in self.holdout.items()}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """A registered version. `digest` is that of the run it came from."""
+    """A registered version. `digest` is that of the run it came from, `content` that of its model directory."""
 
     name: str
     project: str
@@ -63,13 +67,17 @@ class ModelVersion:
     aliases: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     holdout: Mapping[str, float] = field(default_factory=dict)
+    content: str = ""
 
 
 def model_name(customer: str, project: str) -> str:
-    """The registered model of a project. MLflow refuses `/` and `:`; customers have neither."""
+    """The registered model of a project. A customer may have dots, a project has none: the last one parts them."""
     return f"{customer}.{project}"
 
 
 def safe_folder(customer: str) -> str:
-    """A folder for a customer: what is not plain is written as its code, so that no two share one."""
-    return re.sub(r"[^a-z0-9-]", lambda found: f"_{ord(found[0]):x}_", customer)
+    """A folder for a customer: what is not plain is written as its code, so that no two share one on any file system."""
+    folder = re.sub(r"[^a-z0-9-]", lambda found: f"_{ord(found[0]):x}_", customer)
+    if len(folder) <= 100:
+        return folder
+    return f"{folder[:60]}.{hashlib.sha256(customer.encode()).hexdigest()[:32]}"

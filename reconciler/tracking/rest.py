@@ -2,21 +2,27 @@
 
 Only reading, and only for observation: `import mlflow` takes 1.5 s, which a cycle that has nothing to write – or that rolls
 back to a model that is there – does not pay. Everything that writes goes through MLflow's own client.
+
+"There is no such thing" is believed only when MLflow itself says so: any other 404 – a proxy, a wrong address – is an error,
+since a registry that does not answer is not an empty one.
 """
 
 from __future__ import annotations
 
 import os
-import re
+import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
 from reconciler.errors import TrackingError
+from reconciler.tracking.failures import answered, redacted, unreachable
 
-PAGE = 200
-LIMIT_SECONDS = 15.0
+PAGE = 1000
+CONNECT_SECONDS, LIMIT_SECONDS = 3.0, 15.0
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class Rest:
@@ -24,11 +30,25 @@ class Rest:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri.rstrip("/")
+        address = urlsplit(self._uri)
+        if address.scheme not in {"http", "https"} or not address.hostname:
+            raise TrackingError(
+                "FL6007",
+                f"{redacted(uri)} is not the address of an MLflow server.",
+                cure="Give one that starts with http:// or https:// in tracking_uri or MLFLOW_TRACKING_URI.",
+            )
         name, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
         token = os.environ.get("MLFLOW_TRACKING_TOKEN")
         headers = {"authorization": f"Bearer {token}"} if token else {}
         auth = (name, password or "") if name else None
-        self._client = httpx.Client(timeout=LIMIT_SECONDS, headers=headers, auth=auth)
+        limit = float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT") or LIMIT_SECONDS)
+        self._client = httpx.Client(
+            timeout=httpx.Timeout(limit, connect=CONNECT_SECONDS),
+            headers=headers,
+            auth=auth,
+            verify=_verification(),
+            trust_env=address.hostname not in LOOPBACK,  # a proxy has no way to this machine's loopback
+        )
 
     def get(self, path: str, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
         """A GET; None when MLflow says that there is no such thing."""
@@ -51,26 +71,31 @@ class Rest:
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any] | None:
         try:
-            answer = self._client.request(method, f"{self._uri}/api/2.0/mlflow/{path}", **arguments)
+            answer = self._request(method, f"{self._uri}/api/2.0/mlflow/{path}", **arguments)
         except httpx.HTTPError as error:
             raise unreachable(self._uri, str(error) or type(error).__name__) from error
-        if answer.status_code == httpx.codes.NOT_FOUND:
+        try:
+            content = answer.json()
+        except ValueError:
+            content = None
+        if answer.is_success and isinstance(content, dict):
+            return content
+        said = content if isinstance(content, dict) else {}
+        if answer.status_code == httpx.codes.NOT_FOUND and said.get("error_code") == "RESOURCE_DOES_NOT_EXIST":
             return None
-        if answer.status_code >= 500:
-            raise unreachable(self._uri, f"it answers {answer.status_code}")
-        if answer.status_code >= 400:
-            raise TrackingError(
-                "FL6002",
-                f"MLflow refuses {path}: {answer.status_code} {answer.text[:200]}.",
-                cure="Check the credentials and the version of the tracking server.",
-            )
-        content: dict[str, Any] = answer.json()
-        return content
+        raise answered(self._uri, answer.status_code, str(said.get("message") or f"{path} is not an answer of MLflow"))
+
+    def _request(self, method: str, address: str, **arguments: Any) -> httpx.Response:
+        try:
+            return self._client.request(method, address, **arguments)
+        except (httpx.RemoteProtocolError, httpx.ReadError):
+            # The server closed a connection that was kept; a search can be asked again.
+            return self._client.request(method, address, **arguments)
 
 
-def unreachable(uri: str, reason: str) -> TrackingError:
-    """The error for a server that does not answer; its address without credentials."""
-    shown = re.sub(r"//[^/@]*@", "//", uri)
-    return TrackingError(
-        "FL6001", f"MLflow at {shown} does not answer: {reason}.", cure="It is asked again; nothing is lost.", transient=True
-    )
+def _verification() -> bool | ssl.SSLContext:
+    """How the server's certificate is checked: MLflow's own two settings."""
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in {"true", "1"}:
+        return False
+    bundle = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH")
+    return ssl.create_default_context(cafile=bundle) if bundle else True
