@@ -6,6 +6,8 @@ all.
 
 from __future__ import annotations
 
+import errno
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -17,12 +19,17 @@ from reconciler.digests import digest_of
 from reconciler.errors import SourceError, Where
 from reconciler.source import command
 from reconciler.source.git import GitRepo
-from reconciler.source.snapshot import Snapshot, TreeEntry, list_tree, read_blobs
+from reconciler.source.snapshot import Snapshot, TreeEntry, list_tree, problem_of, read_blobs, shown
 
 MAX_FILES = 20_000
 MAX_BYTES = 512 * 1024 * 1024
+MAX_PACK = 4 * MAX_BYTES
+MAX_LISTING = MAX_FILES * 400
+FETCH_SECONDS = 600
 MANAGERS = ("model_manager.py", "data_manager.py")
 DEPENDENCIES = ("conda.yaml", "conda.yml", "environment.yaml", "environment.yml", "requirements.txt", "pyproject.toml")
+_NO_REF = re.compile(r"couldn't find remote ref|not our ref|no such remote ref", re.IGNORECASE)
+_PACK_TOO_LARGE = re.compile(r"signal 25|file too large", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +45,26 @@ class MLRepoRevision:
 class MLRepos:
     """Mirrors of ML repos and checkouts of their trees, in a cache that all projects share."""
 
-    def __init__(self, repo: GitRepo, cache: Path) -> None:
+    def __init__(self, repo: GitRepo, cache: Path, *, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES) -> None:
         self._repo = repo
-        self._cache = cache
+        self._cache = cache.resolve()
+        self._max_files, self._max_bytes = max_files, max_bytes
 
     def resolve(self, url: str, ref: str | None, subdir: str, snapshot: Snapshot) -> MLRepoRevision:
-        """The revision behind a URL and ref, or behind a path of the GitOps repo at the snapshot's commit."""
+        """The revision behind a URL and ref, or behind a path of the GitOps repo at the snapshot's commit.
+
+        A ref is a branch, a tag or a full commit; without one it is the default branch. Raises SourceError: FL2020 (transient) when
+        the repo cannot be fetched, FL2025 when it has no such ref, FL2026 when it is empty.
+        """
         if url.startswith("./"):
-            path = "/".join(part for part in (url[2:], subdir) if part)
+            path = "/".join(part for part in (url[2:].strip("/"), subdir) if part)
             return MLRepoRevision(url, snapshot.commit, self._tree(self._repo.path, snapshot.commit, path, url), subdir)
-        mirror = self._mirror(url)
         command.checked(url, "ml_repo_url")
-        wanted = command.checked(ref, "ml_repo_ref") if ref else "HEAD"
+        wanted = command.checked_ref(ref, "ml_repo_ref") if ref else "HEAD"
+        mirror = self._mirror(url)
+        mirror.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{mirror}.lock"):
-            try:
-                command.run(mirror, "fetch", "--quiet", "--no-tags", "--depth=1", "--end-of-options", url, wanted)
-                commit = command.text(mirror, "rev-parse", "FETCH_HEAD^{commit}")
-                command.run(mirror, "update-ref", f"refs/kept/{commit}", commit)
-            except SourceError as error:
-                raise SourceError(
-                    "FL2020",
-                    f"The ML repo cannot be fetched: {error.cause}",
-                    cure="Check ml_repo_url and ml_repo_ref; it is tried again.",
-                    transient=True,
-                ) from error
+            commit = self._fetch(mirror, url, wanted)
         return MLRepoRevision(url, commit, self._tree(mirror, commit, subdir, url), subdir)
 
     def checkout(self, revision: MLRepoRevision) -> Path:
@@ -72,45 +75,89 @@ class MLRepos:
         source = self._repo.path if revision.url.startswith("./") else self._mirror(revision.url)
         if not revision.url.startswith("./"):
             self._fetch_recorded(revision, source)
-        entries = list_tree(source, revision.tree)
-        _check(entries)
+        entries = self._list(source, revision.tree)
+        if problem := problem_of(entries):
+            raise problem
         destination.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{destination}.lock"):
             if not destination.is_dir():
-                folder = Path(tempfile.mkdtemp(dir=destination.parent, prefix=".checkout-"))
+                folder = destination.with_name(f".{revision.tree}.part")
+                shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
                 try:
                     _write(source, entries, folder)
                     check_contract_files(folder)
-                    folder.chmod(0o755)
                     folder.replace(destination)
+                except OSError as error:
+                    raise _disk_error(error) from error
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
         return destination
 
+    def _fetch(self, mirror: Path, url: str, wanted: str) -> str:
+        """Fetch one ref, without its history, and keep its commit. The caller holds the mirror's lock."""
+        if not (mirror / "HEAD").exists():
+            self._init(mirror)
+        for stale in (*mirror.glob("*.lock"), *mirror.glob("refs/**/*.lock")):
+            stale.unlink(missing_ok=True)  # we hold the lock, so a killed fetch left it
+        done = command.attempt(
+            mirror, "fetch", "--quiet", "--no-tags", "--depth=1", "--no-recurse-submodules", "--no-auto-maintenance",
+            "--end-of-options", url, wanted, env=command.protocols(url), limit=FETCH_SECONDS, max_file=MAX_PACK,
+        )  # fmt: skip
+        if done.code:
+            raise _fetch_error(done, wanted)
+        try:
+            commit = command.text(mirror, "rev-parse", "--verify", "FETCH_HEAD^{commit}")
+        except SourceError as error:
+            raise SourceError("FL2025", f"{wanted} of the ML repo is not a commit.", cure="Correct ml_repo_ref.") from error
+        command.run(mirror, "update-ref", f"refs/kept/{commit}", commit)
+        return commit
+
     def _fetch_recorded(self, revision: MLRepoRevision, mirror: Path) -> None:
         """A recorded revision whose mirror is gone is fetched again, by its commit."""
+        if (mirror / "HEAD").exists() and not command.attempt(mirror, "cat-file", "-e", f"{revision.tree}^{{tree}}").code:
+            return
+        self.resolve(revision.url, revision.commit, revision.subdir, Snapshot("", {}))
+
+    def _list(self, source: Path, tree: str) -> list[TreeEntry]:
+        cure = f"Keep it under {self._max_files:,} files and {self._max_bytes:,} bytes; data does not belong into it."
         try:
-            command.run(mirror, "cat-file", "-e", f"{revision.tree}^{{tree}}")
-        except SourceError:
-            self.resolve(revision.url, revision.commit, revision.subdir, Snapshot("", {}))
+            entries = list_tree(source, tree, max_output=MAX_LISTING)
+        except SourceError as error:
+            if error.code != "FL2009":
+                raise
+            raise SourceError("FL2024", "The ML repo has too many files.", cure=cure) from error
+        total = sum(max(entry.size, 0) for entry in entries)
+        if len(entries) > self._max_files or total > self._max_bytes:
+            raise SourceError("FL2024", f"The ML repo is too large ({len(entries):,} files, {total:,} bytes).", cure=cure)
+        return entries
 
     def _mirror(self, url: str) -> Path:
-        mirror = self._cache / "mirrors" / digest_of(url)[:32]
-        if not (mirror / "HEAD").exists():
-            mirror.mkdir(parents=True, exist_ok=True)
-            command.run(mirror, "init", "--quiet", "--bare")
-        return mirror
+        return self._cache / "mirrors" / digest_of(url)[:32]
+
+    @staticmethod
+    def _init(mirror: Path) -> None:
+        """Make the mirror appear complete or not at all; no template, as that may hold hooks."""
+        fresh = Path(tempfile.mkdtemp(dir=mirror.parent, prefix=".mirror-"))
+        try:
+            command.run(fresh, "init", "--quiet", "--bare", "--template=")
+            shutil.rmtree(mirror, ignore_errors=True)
+            fresh.replace(mirror)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
 
     @staticmethod
     def _tree(repo: Path, commit: str, path: str, url: str) -> str:
-        try:
-            return command.text(repo, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}:{path}")
-        except SourceError as error:
+        feed = f"{commit}:{command.checked(path, 'A path')}\n".encode()
+        found = (
+            command.run(repo, "cat-file", "--batch-check=%(objecttype) %(objectname)", stdin=feed).decode(errors="replace").split()
+        )
+        if found[0] != "tree":
             raise SourceError(
                 "FL2021",
-                f"There is no folder {path or '/'} at {commit[:12]} of {url}.",
+                f"There is no folder {shown(path) or '/'} at {commit[:12]} of {command.without_password(url)}.",
                 cure="Commit it, or correct ml_repo_url or ml_repo_subdir.",
-            ) from error
+            )
+        return found[1]
 
 
 def check_contract_files(folder: Path) -> None:
@@ -124,29 +171,40 @@ def check_contract_files(folder: Path) -> None:
         raise SourceError("FL2023", "The ML repo declares no dependencies.", cure=f"Add one of {', '.join(DEPENDENCIES)}.")
 
 
-def _check(entries: list[TreeEntry]) -> None:
-    total = sum(max(entry.size, 0) for entry in entries)
-    if len(entries) > MAX_FILES or total > MAX_BYTES:
-        raise SourceError(
-            "FL2024",
-            f"The ML repo is too large ({len(entries):,} files, {total:,} bytes).",
-            cure=f"Keep it under {MAX_FILES:,} files and {MAX_BYTES:,} bytes; data does not belong into it.",
-        )
-    for entry in entries:
-        where = Where(entry.path)
-        parts = entry.path.lower().split("/")
-        if entry.mode == "120000":
-            raise SourceError("FL2010", "Symbolic links are refused.", cure="Commit the file itself.", where=where)
-        if entry.mode == "160000":
-            raise SourceError("FL2011", "Submodules are refused.", cure="Copy the files, or make a package of them.", where=where)
-        if ".git" in parts or ".." in parts or "" in parts or "\\" in entry.path:
-            raise SourceError("FL2012", "The name is refused.", cure="Rename it.", where=where)
+def _fetch_error(done: command.Completed, wanted: str) -> SourceError:
+    said = "; ".join(done.said)
+    if _NO_REF.search(said):
+        if wanted == "HEAD":
+            cure = "Push a first commit to it, or set ml_repo_ref."
+            return SourceError("FL2026", "The ML repo is empty or has no default branch.", cure=cure)
+        return SourceError("FL2025", f"The ML repo has no {wanted!r}.", cure="Name a branch, a tag or a full commit of it.")
+    if _PACK_TOO_LARGE.search(said):
+        return SourceError("FL2024", f"The ML repo is too large (over {MAX_PACK:,} bytes).", cure="Data does not belong into it.")
+    if "not allowed" in said:
+        return SourceError("FL2020", f"The ML repo cannot be fetched: {done.reason}.", cure="Use https or ssh.")
+    cure = "Check ml_repo_url and the credentials; it is tried again."
+    return SourceError("FL2020", f"The ML repo cannot be fetched: {done.reason}.", cure=cure, transient=True)
+
+
+def _disk_error(error: OSError) -> SourceError:
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    cause = "The disk is full." if full else f"The ML repo cannot be written: {error.strerror}."
+    return SourceError("FL2027", cause, cure="Make space in the cache." if full else "Check the cache folder.", transient=full)
 
 
 def _write(source: Path, entries: list[TreeEntry], folder: Path) -> None:
-    contents = read_blobs(source, (entry.blob for entry in entries))
+    """Write files and folders that the learners' unprivileged user may read, whatever our umask."""
+    folder.mkdir()
+    places: dict[str, list[TreeEntry]] = {}
+    made = {folder}
     for entry in entries:
-        path = folder / entry.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(contents[entry.blob])
-        path.chmod(0o755 if entry.mode == "100755" else 0o644)
+        places.setdefault(entry.blob, []).append(entry)
+        made.update(parent for parent in (folder / entry.path).parents if parent.is_relative_to(folder))
+    for parent in sorted(made):
+        parent.mkdir(exist_ok=True)
+        parent.chmod(0o755)
+    for blob, content in read_blobs(source, entries):
+        for entry in places[blob]:
+            path = folder / entry.path
+            path.write_bytes(content)
+            path.chmod(0o755 if entry.mode == "100755" else 0o644)

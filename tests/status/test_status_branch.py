@@ -1,4 +1,4 @@
-"""The status branch: one commit a transition, none when idle, never forced, nothing lost when a push is refused."""
+"""The status branch: transitions only, never by force, never lost, never over the user's work."""
 
 from __future__ import annotations
 
@@ -6,114 +6,193 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.errors import SourceError
 from reconciler.source import GitRepo
-from reconciler.status import StatusBranch
-from tests.conftest import Repos, commit, git
+from reconciler.status import MAX_TRIES, StatusBranch
+from tests.source.gitkit import commit, git, init
 
-FILES = {"README.md": b"# Status\n", "projects/a.json": b"{}\n"}
-
-
-def branch(clone: Path, sleeps: list[float] | None = None) -> StatusBranch:
-    record = sleeps if sleeps is not None else []
-    return StatusBranch(GitRepo(clone), "default", clock=lambda: 1_000_000.0, sleep=record.append, uniform=lambda a, _b: a)
+REF = "refs/heads/status/test"
+FILES = {"README.md": b"# Status\n", "projects/a.json": b"{}", "deep/er/b.json": b"[1]"}
 
 
 @pytest.fixture
-def clone(repos: Repos) -> Path:
-    path = repos.clone()
-    commit(path, {"README.md": "the user's"})
+def origin(tmp_path: Path) -> Path:
+    """A bare origin that notes every push."""
+    path = init(tmp_path / "origin", "--bare")
+    seed = init(tmp_path / "seed")
+    commit(seed, {"projects/a/sla.yaml": "x: 1\n"})
+    git(seed, "push", "--quiet", str(path), "main")
+    hook(path, "post-receive", f"echo push >> {path}/pushes")
     return path
 
 
-def count(repos: Repos) -> int:
-    return int(git(repos.origin, "rev-list", "--count", "status/default"))
+def hook(repo: Path, name: str, *lines: str) -> None:
+    path = repo / "hooks" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("#!/bin/sh\n" + "\n".join(lines) + "\n")
+    path.chmod(0o755)
 
 
-def test_what_is_published_is_read_and_pushed(repos: Repos, clone: Path) -> None:
-    result = branch(clone).publish(FILES, "a: Ready")
-    assert result.pushed
-    assert branch(clone).read() == FILES
-    assert git(repos.origin, "show", "status/default:projects/a.json") == "{}"
-    assert git(repos.origin, "log", "--format=%an|%s", "status/default") == "flops-gitops|a: Ready"
+def pushes(origin: Path) -> int:
+    noted = origin / "pushes"
+    return len(noted.read_text().splitlines()) if noted.exists() else 0
 
 
-def test_the_users_work_tree_index_and_head_are_not_touched(clone: Path) -> None:
-    (clone / "README.md").write_text("being edited")
-    head = git(clone, "rev-parse", "HEAD")
-    branch(clone).publish(FILES, "x")
-    assert git(clone, "status", "--porcelain") == "M README.md"
-    assert git(clone, "rev-parse", "HEAD") == head
+class Writer:
+    """A clone with its status branch; sleeps are noted, not slept."""
+
+    def __init__(self, origin: Path, path: Path) -> None:
+        git(origin.parent, "clone", "--quiet", str(origin), str(path))
+        self.path = path
+        self.sleeps: list[float] = []
+        self.branch = StatusBranch(
+            GitRepo(path), "test", clock=lambda: 1_000_000_000.7, sleep=self.sleep, uniform=lambda low, _: low
+        )
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
 
 
-def test_a_hundred_idle_cycles_make_no_commit_and_no_push(repos: Repos, clone: Path) -> None:
-    found = branch(clone)
-    found.publish(FILES, "x")
-    pushes = repos.root / "pushes"
-    hook = repos.origin / "hooks" / "update"
-    hook.write_text(f"#!/bin/sh\necho push >> {pushes}\n")
-    hook.chmod(0o755)
-    results = [found.publish(FILES, "x") for _ in range(100)]
-    assert all(result.commit is None and result.attempts == 0 for result in results)
-    assert count(repos) == 1
-    assert not pushes.exists()
+@pytest.fixture
+def writer(origin: Path, tmp_path: Path) -> Writer:
+    return Writer(origin, tmp_path / "clone")
 
 
-def test_another_writer_is_built_upon_and_never_overwritten(repos: Repos, clone: Path) -> None:
-    branch(clone).publish(FILES, "first")
-    other = repos.clone("other")
-    git(other, "fetch", "-q", "origin")
-    branch(other).publish({"README.md": b"other\n"}, "other")
-    sleeps: list[float] = []
-    result = branch(clone, sleeps).publish({"README.md": b"ours\n"}, "ours")
-    assert result.pushed
-    assert result.attempts == 2
-    assert len(sleeps) == 1
-    subjects = git(repos.origin, "log", "--format=%s", "status/default").splitlines()
-    assert subjects == ["ours", "other", "first"]
-    assert branch(clone).read() == {"README.md": b"ours\n"}
+def test_publish_commits_and_pushes_an_orphan(writer: Writer, origin: Path) -> None:
+    assert writer.branch.read() == {}
+    result = writer.branch.publish(FILES, "a: Ready")
+    assert (result.pushed, result.attempts, result.error) == (True, 1, "")
+    assert git(origin, "rev-parse", REF) == result.commit
+    assert git(origin, "rev-list", "--count", REF) == "1"
+    assert (
+        git(origin, "log", "-1", "--format=%an <%ae> %ct %cn", REF)
+        == "flops-gitops <reconciler@flops.invalid> 1000000000 flops-gitops"
+    )
+    assert writer.branch.read() == FILES
 
 
-def test_a_refused_push_waits_in_the_outbox_and_goes_with_the_next(repos: Repos, clone: Path) -> None:
-    hook = repos.origin / "hooks" / "pre-receive"
-    hook.write_text("#!/bin/sh\necho protected >&2\nexit 1\n")
-    hook.chmod(0o755)
-    sleeps: list[float] = []
-    result = branch(clone, sleeps).publish(FILES, "kept")
-    assert not result.pushed
+def test_idle_cycles_neither_commit_nor_push(writer: Writer, origin: Path) -> None:
+    writer.branch.publish(FILES, "first")
+    results = [writer.branch.publish(FILES, "again") for _ in range(100)]
+    assert {(result.commit, result.pushed, result.error) for result in results} == {(None, False, "")}
+    assert git(origin, "rev-list", "--count", REF) == "1"
+    assert pushes(origin) == 1
+
+
+def test_the_users_clone_is_not_touched(writer: Writer) -> None:
+    (writer.path / "staged").write_text("1")
+    git(writer.path, "add", "staged")
+    (writer.path / "untracked").write_text("1")
+    state = [
+        git(writer.path, "status", "--porcelain"),
+        git(writer.path, "rev-parse", "HEAD"),
+        (writer.path / ".git/index").read_bytes(),
+    ]
+    writer.branch.publish(FILES, "x")
+    assert [git(writer.path, "status", "--porcelain"), git(writer.path, "rev-parse", "HEAD")] == state[:2]
+    assert (writer.path / ".git/index").read_bytes() == state[2]
+    assert not (writer.path / ".git/FETCH_HEAD").exists()
+
+
+def test_a_fresh_clone_reads_what_was_published(writer: Writer, origin: Path, tmp_path: Path) -> None:
+    writer.branch.publish(FILES, "x")
+    other = Writer(origin, tmp_path / "other")
+    assert other.branch.read() == FILES
+    result = other.branch.publish(FILES, "idle")
+    assert (result.commit, result.pushed, pushes(origin)) == (None, False, 1)
+
+
+def test_another_writer_is_built_upon_and_not_overwritten(writer: Writer, origin: Path, tmp_path: Path) -> None:
+    writer.branch.publish({"a": b"1"}, "one")
+    other = Writer(origin, tmp_path / "other")
+    other.branch.publish({"a": b"theirs"}, "theirs")
+    result = writer.branch.publish({"a": b"2"}, "two")
+    assert (result.pushed, result.attempts, len(writer.sleeps)) == (True, 2, 1)
+    assert git(origin, "log", "--format=%s", REF).splitlines() == ["two", "theirs", "one"]
+    assert writer.branch.read() == {"a": b"2"}
+    assert git(origin, "rev-parse", REF) == result.commit
+
+
+def test_a_branch_that_is_behind_follows_without_a_commit(writer: Writer, origin: Path, tmp_path: Path) -> None:
+    writer.branch.publish({"a": b"1"}, "one")
+    Writer(origin, tmp_path / "other").branch.publish({"a": b"2"}, "two")
+    GitRepo(writer.path).fetch()
+    result = writer.branch.publish({"a": b"2"}, "idle")
+    assert (result.commit, result.pushed, result.error, pushes(origin)) == (None, False, "", 2)
+
+
+def test_a_refusing_hook_leaves_all_commits_in_the_outbox(writer: Writer, origin: Path) -> None:
+    hook(origin, "pre-receive", "echo no status here >&2", "exit 1")
+    for number in range(3):
+        result = writer.branch.publish({"a": b"%d" % number}, f"step {number}")
+        assert (result.pushed, result.attempts) == (False, 1)
+        assert "hook declined" in result.error
+        assert "no status here" in result.error
+    assert writer.sleeps == []
+    (origin / "hooks/pre-receive").unlink()
+    result = writer.branch.publish({"a": b"2"}, "idle")
+    assert (result.commit, result.pushed) == (None, True)
+    assert git(origin, "log", "--format=%s", REF).splitlines() == ["step 2", "step 1", "step 0"]
+
+
+def test_an_outbox_is_replayed_on_top_of_another_writer(writer: Writer, origin: Path, tmp_path: Path) -> None:
+    writer.branch.publish({"a": b"0"}, "zero")
+    hook(origin, "pre-receive", "exit 1")
+    writer.branch.publish({"a": b"1"}, "one")
+    writer.branch.publish({"a": b"2"}, "two")
+    (origin / "hooks/pre-receive").unlink()
+    Writer(origin, tmp_path / "other").branch.publish({"a": b"theirs"}, "theirs")
+    assert writer.branch.publish({"a": b"2"}, "idle").pushed
+    assert git(origin, "log", "--format=%s", REF).splitlines() == ["two", "one", "theirs", "zero"]
+
+
+def test_a_lost_race_is_given_up_after_some_tries(writer: Writer, origin: Path) -> None:
+    writer.branch.publish({"a": b"0"}, "zero")
+    lock = origin / (REF + ".lock")
+    lock.touch()
+    result = writer.branch.publish({"a": b"1"}, "one")
+    assert (result.pushed, result.attempts, len(writer.sleeps)) == (False, MAX_TRIES, MAX_TRIES - 1)
     assert result.error
-    assert len(sleeps) == 5
-    assert branch(clone).read() == FILES
-    hook.unlink()
-    again = branch(clone).publish(FILES, "x")
-    assert again.pushed
-    assert again.commit is None
-    assert git(repos.origin, "log", "--format=%s", "status/default") == "kept"
+    assert writer.sleeps == sorted(writer.sleeps)
+    lock.unlink()
+    assert writer.branch.publish({"a": b"1"}, "idle").pushed
 
 
-def test_a_remote_that_is_away_loses_nothing(repos: Repos, clone: Path) -> None:
-    repos.origin.rename(repos.root / "away.git")
-    result = branch(clone).publish(FILES, "kept")
-    assert (result.pushed, bool(result.error)) == (False, True)
-    (repos.root / "away.git").rename(repos.origin)
-    assert branch(clone).publish(FILES, "x").pushed
+def test_a_dead_remote_costs_nothing_but_time(writer: Writer, origin: Path) -> None:
+    hidden = origin.rename(origin.with_name("hidden"))
+    result = writer.branch.publish({"a": b"1"}, "one")
+    assert (result.commit is not None, result.pushed, bool(result.error)) == (True, False, True)
+    with pytest.raises(SourceError, match="FL2006"):
+        GitRepo(writer.path).fetch()
+    hidden.rename(origin)
+    assert writer.branch.publish({"a": b"1"}, "idle").pushed
 
 
-def test_a_repo_without_a_remote(tmp_path: Path) -> None:
-    git(tmp_path, "init", "-q", "-b", "main")
-    result = branch(tmp_path).publish(FILES, "x")
-    assert result.commit
-    assert branch(tmp_path).read() == FILES
+def test_a_branch_that_was_deleted_on_the_remote_comes_back(writer: Writer, origin: Path) -> None:
+    result = writer.branch.publish({"a": b"1"}, "one")
+    git(origin, "update-ref", "-d", REF)
+    GitRepo(writer.path).fetch()
+    assert writer.branch.publish({"a": b"1"}, "idle").pushed
+    assert git(origin, "rev-parse", REF) == result.commit
 
 
-def test_a_message_cannot_carry_trailers_or_control_characters(clone: Path) -> None:
-    branch(clone).publish(FILES, "a\n\nSigned-off-by: evil\x1b[31m")
-    assert git(clone, "log", "-1", "--format=%B", "status/default") == "a  Signed-off-by: evil [31m"
+def test_without_a_remote_the_branch_is_local(tmp_path: Path) -> None:
+    path = init(tmp_path / "alone")
+    branch = StatusBranch(GitRepo(path), "test")
+    result = branch.publish(FILES, "x")
+    assert (result.commit, result.pushed, result.error) == (git(path, "rev-parse", REF), False, "")
+    assert branch.publish(FILES, "x").commit is None
 
 
-def test_a_planted_push_hook_is_inert(repos: Repos, clone: Path) -> None:
-    trace = repos.root / "ran"
-    hook = clone / ".git" / "hooks" / "pre-push"
-    hook.write_text(f"#!/bin/sh\ntouch {trace}\n")
-    hook.chmod(0o755)
-    assert branch(clone).publish(FILES, "x").pushed
-    assert not trace.exists()
+def test_messages_are_one_clean_line(writer: Writer, origin: Path) -> None:
+    writer.branch.publish(FILES, "a\x1b[31m: failed\n\nSigned-off-by: Eve <eve@example.invalid>\u202e" + "x" * 500 + "\udcff")
+    body = git(origin, "log", "-1", "--format=%B", REF)
+    assert "\n" not in body
+    assert "\x1b" not in body
+    assert len(body) <= 200
+    assert git(origin, "log", "-1", "--format=%(trailers)", REF) == ""
+
+
+def test_an_instance_is_a_name(writer: Writer) -> None:
+    with pytest.raises(SourceError, match="FL2003"):
+        StatusBranch(GitRepo(writer.path), "a:refs/heads/main")
