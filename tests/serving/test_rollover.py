@@ -127,3 +127,17 @@ def test_a_bundle_that_cannot_be_loaded_does_not_take_over(runtime: ProcessRunti
         runtime.apply(serving(Saved(broken, *[tensor_model.inputs] * 3), "two"))
     assert version(service.address)["digest"] == "one"
     assert runtime.observe()[0].healthy
+
+
+def test_a_kept_connection_is_told_to_move_to_the_new_version(runtime: ProcessRuntime, tensor_model: Saved) -> None:
+    service = runtime.apply(serving(tensor_model, "one"))
+    with httpx.Client(base_url=f"http://{service.address}") as client:
+        assert "connection" not in client.get("/version").headers
+        runtime.apply(serving(tensor_model, "two"))
+        answers = []
+        for _ in range(200):  # the old version hears of the takeover at once, but not before us
+            answers.append(client.get("/version"))
+            if answers[-1].json()["digest"] == "two":
+                break
+        assert answers[-1].json()["digest"] == "two"
+        assert answers[-2].headers["connection"] == "close"
