@@ -29,7 +29,6 @@ FETCH_SECONDS = 600
 MANAGERS = ("model_manager.py", "data_manager.py")
 DEPENDENCIES = ("conda.yaml", "conda.yml", "environment.yaml", "environment.yml", "requirements.txt", "pyproject.toml")
 _NO_REF = re.compile(r"couldn't find remote ref|not our ref|no such remote ref", re.IGNORECASE)
-_PACK_TOO_LARGE = re.compile(r"signal 25|file too large", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +96,13 @@ class MLRepos:
         """Fetch one ref, without its history, and keep its commit. The caller holds the mirror's lock."""
         if not (mirror / "HEAD").exists():
             self._init(mirror)
-        for stale in (*mirror.glob("*.lock"), *mirror.glob("refs/**/*.lock")):
-            stale.unlink(missing_ok=True)  # we hold the lock, so a killed fetch left it
+        _clean(mirror)
         done = command.attempt(
             mirror, "fetch", "--quiet", "--no-tags", "--depth=1", "--no-recurse-submodules", "--no-auto-maintenance",
             "--end-of-options", url, wanted, env=command.protocols(url), limit=FETCH_SECONDS, max_file=MAX_PACK,
         )  # fmt: skip
         if done.code:
-            raise _fetch_error(done, wanted)
+            raise _fetch_error(done, wanted, _clean(mirror))
         try:
             commit = command.text(mirror, "rev-parse", "--verify", "FETCH_HEAD^{commit}")
         except SourceError as error:
@@ -171,14 +169,23 @@ def check_contract_files(folder: Path) -> None:
         raise SourceError("FL2023", "The ML repo declares no dependencies.", cure=f"Add one of {', '.join(DEPENDENCIES)}.")
 
 
-def _fetch_error(done: command.Completed, wanted: str) -> SourceError:
+def _clean(mirror: Path) -> int:
+    """Drop what a killed Git left – the caller holds the mirror's lock – and return the size of the largest unfinished file."""
+    largest = 0
+    for stale in (*mirror.glob("*.lock"), *mirror.glob("refs/**/*.lock"), *mirror.glob("objects/*/tmp_*")):
+        largest = max(largest, stale.stat().st_size)
+        stale.unlink()
+    return largest
+
+
+def _fetch_error(done: command.Completed, wanted: str, unfinished: int) -> SourceError:
     said = "; ".join(done.said)
     if _NO_REF.search(said):
         if wanted == "HEAD":
             cure = "Push a first commit to it, or set ml_repo_ref."
             return SourceError("FL2026", "The ML repo is empty or has no default branch.", cure=cure)
         return SourceError("FL2025", f"The ML repo has no {wanted!r}.", cure="Name a branch, a tag or a full commit of it.")
-    if _PACK_TOO_LARGE.search(said):
+    if unfinished >= MAX_PACK:
         return SourceError("FL2024", f"The ML repo is too large (over {MAX_PACK:,} bytes).", cure="Data does not belong into it.")
     if "not allowed" in said:
         return SourceError("FL2020", f"The ML repo cannot be fetched: {done.reason}.", cure="Use https or ssh.")
