@@ -49,7 +49,8 @@ def settled(view: View, project: DesiredProject) -> Document:
         document["error"] = previous.get("error")
         document["stalled"] = previous.get("stalled")
         reason = Reason.STAGE_FAILED if document.get("stalled") else Reason.GATE_NOT_MET
-        message = (document.get("stalled") or {}).get("message") or plan.reason
+        verdict = (document.get("gate") or {}).get("reason")
+        message = (document.get("stalled") or {}).get("message") or verdict or plan.reason
         found = (conditions.synced(reason, message), ready, conditions.stalled(reason, message))
     elif project.customer in view.observed.unreachable:
         error = view.observed.unreachable[project.customer]
