@@ -178,6 +178,7 @@ CODES: dict[str, str] = {
     "FL9004": "another reconciler works on the same state directory",
     "FL9005": "the tracked branch declares no project any more",
     "FL9101": "the folder for a fresh GitOps repo is not empty",
+    "FL9102": "the folder for a fresh GitOps repo is a file",
     "FL9006": "there is no status of that project",
 }
 

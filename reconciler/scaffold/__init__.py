@@ -16,7 +16,9 @@ _CUSTOMER = "customerID: demo"
 
 
 def init_repository(directory: Path, *, customer: str = "demo", force: bool = False) -> list[Path]:
-    """Write the files of a fresh GitOps repo; their paths relative to it. Raises ControllerError for a full folder."""
+    """Write the files of a fresh GitOps repo; their paths relative to it. Raises ControllerError for a full folder or a file."""
+    if directory.exists() and not directory.is_dir():
+        raise ControllerError("FL9102", f"{directory} is a file.", cure="Choose another name.")
     if directory.exists() and any(item.name != ".git" for item in directory.iterdir()) and not force:
         raise ControllerError("FL9101", f"{directory} is not empty.", cure="Choose another folder, or say --force.")
     contents = template_files()
@@ -41,7 +43,7 @@ def template_files() -> dict[str, bytes]:
     return found | {f"schemas/{name}": content for name, content in schema_files().items()}
 
 
-SHARED = ("projects/", "schemas/", ".vscode/")
+SHARED = ("projects/", "schemas/", ".vscode/", "build_plans/", "ci/", "flops.yaml")
 """What our own repo, itself a GitOps repo, has in common with a fresh one."""
 
 
