@@ -1,8 +1,8 @@
 """One MLflow server in one process; run by file name as the service of a customer, never imported.
 
-`mlflow server` imports MLflow twice, for the command and for its worker: 6.0 s to the first answer and 430 MB. The same app
-served from here takes 2.4–3.1 s and 250 MB. It listens only when its database is made and of this MLflow's schema, so that a
-server that is healthy can be written to.
+`mlflow server` imports MLflow twice, for the command and for its worker. The same app served from here is there in about half
+the time and half the memory (4.6 s and 421 MB against 2.4 s and 242 MB). It listens only when its database is made and of the
+schema of this MLflow, so that a server that is healthy can be written to.
 """
 
 from __future__ import annotations
@@ -49,15 +49,19 @@ def prepare(store: str) -> None:
     import mlflow
     from mlflow.server.handlers import initialize_backend_stores
 
-    database, written_by = Path(DATABASE), Path(VERSION_FILE)
-    if database.exists() and (not written_by.exists() or written_by.read_text() != mlflow.__version__):
-        with closing(sqlite3.connect(database)) as old, closing(sqlite3.connect(f"{database}.before-{mlflow.__version__}")) as kept:
-            old.backup(kept)
+    written_by = Path(VERSION_FILE)
+    with closing(sqlite3.connect(DATABASE)) as database:
+        made = database.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,)
+        upgrade = made and (not written_by.exists() or written_by.read_text() != mlflow.__version__)
+        if upgrade:
+            with closing(sqlite3.connect(f"{DATABASE}.before-{mlflow.__version__}")) as kept:
+                database.backup(kept)
+        # Readers do not wait for writers: projects of a customer record their runs at the same time. It stays with the file,
+        # and set first it halves the time in which the tables are made.
+        database.execute("PRAGMA journal_mode=WAL")
+    if upgrade:
         subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", store], check=True)
     initialize_backend_stores(store, store, "mlflow-artifacts:/")
-    # Readers do not wait for writers: projects of a customer record their runs at the same time. It stays with the file.
-    with closing(sqlite3.connect(database)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
     written_by.write_text(mlflow.__version__)
 
 
