@@ -216,9 +216,11 @@ class Controller:
             self._observer.tell(item.name, kind, message, digest=item.run_digest, data=data)
 
         work = Work(view.declared[item.name], self._engine.tools(), tell, self._stop.is_set)
-        customer = work.desired.customer
-        known = (found for found in view.observed.versions.get(customer, ()) if found.project == item.name)
-        work.version = next((found for found in known if found.digest == item.run_digest), None)
+        versions = view.observed.versions.get(work.desired.customer, ())
+        known = {found.digest: found for found in versions if found.project == item.name}
+        service = view.observed.services.get(item.name)
+        work.version = known.get(item.run_digest)
+        work.in_service = known.get(service.labels.get("flops.digest", "")) if service else None
         tell("plan", f"{item.change}: {item.reason}")
         return execute(item, work, self._engine.journal, self._engine.budget)
 

@@ -86,6 +86,8 @@ class Work:
     training: TrainingResult | None = None
     run_id: str = ""
     version: ModelVersion | None = None
+    in_service: ModelVersion | None = None
+    """The version that serves now; another one than `version` while a new one is on its way."""
     bundle: Path | None = None
     service: Service | None = None
     verification: VerificationResult | None = None

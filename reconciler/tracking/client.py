@@ -68,9 +68,7 @@ class Tracking:
     def metrics_of_alias(self, customer: str, project: str, alias: str) -> dict[str, float] | None:
         """The metrics of the version with an alias, or None."""
         version = next((item for item in self.versions(customer) if item.project == project and alias in item.aliases), None)
-        if version is None:
-            return None
-        return {**version.metrics, **{f"holdout.{name}": value for name, value in version.holdout.items()}}
+        return version.gate_metrics() if version else None
 
     # --- writing
 

@@ -69,6 +69,10 @@ class ModelVersion:
     holdout: Mapping[str, float] = field(default_factory=dict)
     content: str = ""
 
+    def gate_metrics(self) -> dict[str, float]:
+        """What a gate can compare with, as `RunRecord.gate_metrics`."""
+        return {**self.metrics, **{f"holdout.{name}": value for name, value in self.holdout.items()}}
+
 
 def model_name(customer: str, project: str) -> str:
     """The registered model of a project. A customer may have dots, a project has none: the last one parts them."""

@@ -149,6 +149,19 @@ def test_a_looser_gate_registers_the_run_that_is_there(bench: Workbench) -> None
     assert sum(item["stage"] == "train" for item in bench.history("gate")) == trained
 
 
+def test_a_model_that_is_worse_than_the_one_in_service_does_not_replace_it(bench: Workbench) -> None:
+    sla = bench.clone / "projects" / "gate" / "sla.yaml"
+    sla.write_text(sla.read_text().replace("{threshold: 0.5}", "{no_worse_than_production: true}"))
+    add_worse = MODEL.replace("        self.model.fit(self.x, self.y)\n", "")
+    (bench.clone / "projects" / "gate" / "ml_repo" / "model_manager.py").write_text(add_worse)
+    bench.commit("A model that learns nothing")
+    bench.flops("reconcile", "--once", "--tries", "1", check=False)
+    document = bench.status("gate")
+    assert "worse than" in says(document)
+    assert document["live"]["healthy"]
+    assert document["service"]["digest"] != document["digest"]
+
+
 def test_a_service_that_was_killed_is_there_again_and_a_removed_project_is_pruned(bench: Workbench, tmp_path: Path) -> None:
     (bench.clone / "projects" / "good").rename(tmp_path / "good")
     bench.commit("Remove good")
