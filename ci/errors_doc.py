@@ -32,7 +32,10 @@ def page() -> str:
     for group, title in GROUPS.items():
         found = {code: text for code, text in sorted(CODES.items()) if code[2] == group}
         if found:
-            lines += ["", f"## {title}", "", "| code | what it is |", "| --- | --- |"]
+            lines += ["", f"## {title}", ""]
+            if (PAGE.parent / "errors" / f"fl{group}xxx.md").is_file():
+                lines += [f"Each with its reason and cure: [FL{group}xxx](errors/fl{group}xxx.md).", ""]
+            lines += ["| code | what it is |", "| --- | --- |"]
             lines += [f"| {code} | {text} |" for code, text in found.items()]
     return "\n".join(lines) + "\n"
 

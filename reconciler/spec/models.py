@@ -2,61 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from reconciler.spec import rules
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 STRATEGIES = (
     "bulyan", "fedadagrad", "fedadam", "fedavg", "fedavgm", "fedmedian", "fedprox", "fedtrimmedavg", "fedyogi",
     "krum", "multikrum", "qfedavg",
 )  # fmt: skip
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)?$")
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
-_GIT_URL = re.compile(r"^(https?://|ssh://|file:///|git@)[^\s]+$")
-_CRON_FIELD = re.compile(r"^(\*|[0-9A-Za-z]+(-[0-9A-Za-z]+)?)(/\d+)?(,(\*|[0-9A-Za-z]+(-[0-9A-Za-z]+)?)(/\d+)?)*$")
-
-
-def _duration(value: object) -> object:
-    if isinstance(value, str):
-        found = _DURATION.match(value.strip())
-        if not found:
-            raise ValueError("is not a duration such as 90s, 5m or 1h")
-        return float(found[1]) * _UNITS[found[2]]
-    return value
-
-
-def _ml_repo_url(value: str) -> str:
-    if value.startswith("./"):
-        if ".." in value.split("/"):
-            raise ValueError("leads out of the GitOps repo")
-        return value.rstrip("/")
-    if not _GIT_URL.match(value):
-        raise ValueError("is neither a Git URL (https, ssh) nor a path inside the GitOps repo (./projects/…)")
-    if re.match(r"^https?://[^/]*:[^/]*@", value):
-        raise ValueError("has credentials in it; configure them for Git instead")
-    return value
-
-
-def _inside(value: str) -> str:
-    if value.startswith(("/", "-")) or ".." in value.split("/"):
-        raise ValueError("leads out of the ML repo")
-    return value.strip("/")
-
-
-def _ref(value: str) -> str:
-    if value.startswith("-") or re.search(r"[\s~^:?*\[\\]|\.\.|@\{", value):
-        raise ValueError("is not a branch, a tag or a commit")
-    return value
-
-
-def _cron(value: str) -> str:
-    fields = value.split()
-    if len(fields) != 5 or not all(_CRON_FIELD.match(item) for item in fields):
-        raise ValueError("is not a cron expression with five fields")
-    return value
 
 
 def _strategy(value: object) -> object:
@@ -67,12 +33,33 @@ def _flavor(value: object) -> object:
     return "keras" if value == "tensorflow" else value
 
 
-Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=7 * 86400, json_schema_extra={"type": ["number", "string"]})]
+def _one_or_many(value: object) -> object:
+    """FLOps' own SLAs write a single tag without a list."""
+    return [value] if isinstance(value, str) else value
+
+
+def _schema_one_or_many(made: dict[str, Any]) -> None:
+    many = {key: made.pop(key) for key in ("type", "items", "maxItems")}
+    made["anyOf"] = [many, many["items"]]
+
+
+def _direction(value: Any) -> Any:
+    if isinstance(value, dict) and "metric" in value:
+        return {"direction": rules.better(value["metric"]), **value}
+    return value
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(rules.duration),
+    Field(gt=0, le=7 * 86400, json_schema_extra={"type": ["number", "string"], "pattern": rules.DURATION}),
+]
 ProjectName = Annotated[str, Field(pattern=NAME)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, str_max_length=4096, allow_inf_nan=False)
+    # Strict: a quoted "no" is text and no false, `true` is no 1. So the loader takes what the schema takes.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, str_max_length=4096, allow_inf_nan=False)
 
 
 class Flavor(StrEnum):
@@ -103,12 +90,7 @@ class BestModel(_Model):
     metric: str = Field("accuracy", description="A metric of the learners' evaluation.")
     direction: Literal["maximize", "minimize"] = Field("maximize", description="What is better.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _default_direction(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("metric") == "loss":
-            return {"direction": "minimize", **value}
-        return value
+    _default_direction = model_validator(mode="before")(_direction)
 
 
 class Cluster(_Model):
@@ -121,10 +103,13 @@ class Cluster(_Model):
 class TrainingConfiguration(_Model):
     """How the model is trained."""
 
-    mode: Mode = Field(Mode.CLASSIC, description="classic: one aggregator; hierarchical: clusters below a root aggregator.")
-    data_tags: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(
-        default_factory=list, max_length=50, description="Only data with one of these tags is used."
+    mode: Mode = Field(
+        Mode.CLASSIC, strict=False, description="classic: one aggregator; hierarchical: clusters below a root aggregator."
     )
+    data_tags: Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], BeforeValidator(_one_or_many)] = Field(
+        default_factory=list, max_length=50, json_schema_extra=_schema_one_or_many,
+        description="Only data with one of these tags is used.",
+    )  # fmt: skip
     training_rounds: int = Field(3, ge=1, le=10_000, description="Rounds (of each cycle in hierarchical mode).")
     training_cycles: int = Field(1, ge=1, le=10_000, description="Cycles; hierarchical mode only.")
     min_available_clients: int = Field(1, ge=1, le=1000, description="Learners that are started, and needed to begin.")
@@ -137,14 +122,27 @@ class TrainingConfiguration(_Model):
     clusters: list[Cluster] = Field(default_factory=list, max_length=100, description="Clusters; hierarchical mode only.")
     best_model: BestModel = Field(default_factory=BestModel, description="Which round's model is kept.")
 
-    @model_validator(mode="after")
-    def _quorum(self) -> Self:
-        for key in ("min_fit_clients", "min_evaluate_clients"):
-            if getattr(self, key) > self.min_available_clients:
-                raise ValueError(f"{key} is larger than min_available_clients, so no round could ever end")
-        if self.clusters and self.mode is Mode.CLASSIC:
-            raise ValueError("clusters need mode: hierarchical")
-        return self
+    # Rules on single keys, not on the whole: so each is told at its own place, beside all other mistakes.
+    @field_validator("min_fit_clients", "min_evaluate_clients")
+    @classmethod
+    def _quorum(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("min_available_clients", value):
+            raise rules.broken(
+                "is larger than min_available_clients, so no round could ever end",
+                "Raise min_available_clients, or lower it.",
+            )
+        return value
+
+    @field_validator("clusters")
+    @classmethod
+    def _only_hierarchical(cls, value: list[Cluster], info: ValidationInfo) -> list[Cluster]:
+        if value and info.data.get("mode") is Mode.CLASSIC:
+            raise rules.broken("needs mode: hierarchical", "Set `mode: hierarchical`, or remove the clusters.")
+        names = [cluster.name for cluster in value]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise rules.broken("names a cluster twice", "Give each cluster its own name.", at=index)
+        return value
 
 
 class ResourceConstraints(_Model):
@@ -163,12 +161,7 @@ class EvaluationGate(_Model):
     direction: Literal["maximize", "minimize"] = Field("maximize", description="What is better.")
     no_worse_than_production: bool = Field(False, description="Also no worse than the version with alias production.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _default_direction(cls, value: Any) -> Any:
-        if isinstance(value, dict) and str(value.get("metric", "")).endswith("loss"):
-            return {"direction": "minimize", **value}
-        return value
+    _default_direction = model_validator(mode="before")(_direction)
 
 
 class Deployment(_Model):
@@ -186,7 +179,7 @@ class Deployment(_Model):
 class Triggers(_Model):
     """What starts work beside a commit."""
 
-    schedule: Annotated[str, AfterValidator(_cron)] | None = Field(None, description="Cron expression with five fields.")
+    schedule: Annotated[str, AfterValidator(rules.cron)] | None = Field(None, description="Cron expression with five fields.")
     on_ml_repo_push: bool = Field(False, description="Follow ml_repo_ref instead of resolving it once per SLA.")
     on_degradation: bool = Field(False, description="Train again when the served model gets worse.")
 
@@ -204,10 +197,12 @@ class ProjectSLA(_Model):
         alias="customerID", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*$",
         description="Owner; one tracking server each.",
     )  # fmt: skip
-    ml_repo_url: Annotated[str, AfterValidator(_ml_repo_url)] = Field(description="Git URL, or a path inside this repo.")
-    ml_repo_ref: Annotated[str, AfterValidator(_ref)] | None = Field(None, description="Branch, tag or commit.")
-    ml_repo_subdir: Annotated[str, AfterValidator(_inside)] = Field("", description="Folder inside the ML repo.")
-    ml_model_flavor: Annotated[Flavor, BeforeValidator(_flavor)] = Field(description="sklearn, pytorch or keras (tensorflow).")
+    ml_repo_url: Annotated[str, AfterValidator(rules.ml_repo_url)] = Field(description="Git URL, or a path inside this repo.")
+    ml_repo_ref: Annotated[str, AfterValidator(rules.ref)] | None = Field(None, description="Branch, tag or commit.")
+    ml_repo_subdir: Annotated[str, AfterValidator(rules.inside)] = Field("", description="Folder inside the ML repo.")
+    ml_model_flavor: Annotated[Flavor, Field(strict=False), BeforeValidator(_flavor)] = Field(
+        description="sklearn, pytorch or keras (tensorflow)."
+    )
     supported_platforms: list[Platform] = Field(["linux/amd64"], min_length=1, description="Platforms of the images.")
     use_devel_base_images: bool = Field(False, description="As in FLOps.")
     verbose: bool = Field(False, description="As in FLOps.")
@@ -223,13 +218,13 @@ class ProjectSLA(_Model):
     deletion_policy: Literal["keep", "delete"] = Field("keep", description="What happens to models when the SLA goes.")
     rerun: str | int | None = Field(None, description="Change it to train again with the same content.")
 
-    @model_validator(mode="after")
-    def _steps(self) -> Self:
-        if "deploy_trained_model_image" in self.post_training_steps and (
-            "build_image_for_trained_model" not in self.post_training_steps
-        ):
-            raise ValueError("deploy_trained_model_image needs build_image_for_trained_model in post_training_steps")
-        return self
+    @field_validator("post_training_steps")
+    @classmethod
+    def _steps(cls, value: list[PostTrainingStep]) -> list[PostTrainingStep]:
+        build, deploy = "build_image_for_trained_model", "deploy_trained_model_image"
+        if deploy in value and build not in value:
+            raise rules.broken(f"needs {build} beside it", f"Add {build} before it.", at=value.index(deploy))
+        return value
 
 
 class MockDataConfiguration(_Model):
@@ -237,6 +232,9 @@ class MockDataConfiguration(_Model):
 
     dataset_name: str = Field(min_length=1, max_length=100, description="Dataset, such as mnist.")
     number_of_partitions: int = Field(1, ge=1, le=10_000, description="Parts that the data is cut into.")
+    one_mock_service_per_partition: bool = Field(
+        False, description="As in FLOps; here no service is needed, so it changes nothing."
+    )
     data_tag: str = Field(min_length=1, max_length=100, description="Tag under which SLAs ask for it.")
 
 
@@ -278,8 +276,10 @@ class OperatorConfig(_Model):
     model_config = ConfigDict(title="Operator settings")
 
     instance: ProjectName = Field("default", description="Name of this reconciler; its status branch is status/<instance>.")
-    branch: Annotated[str, AfterValidator(_ref)] = Field("main", description="The branch that declares what is wanted.")
-    tracking_uri: str | None = Field(None, description="An MLflow server to use instead of one per customer.")
+    branch: Annotated[str, AfterValidator(rules.ref)] = Field("main", description="The branch that declares what is wanted.")
+    tracking_uri: Annotated[str, AfterValidator(rules.no_credentials)] | None = Field(
+        None, description="An MLflow server to use instead of one per customer."
+    )
     budget: BudgetConfig = Field(default_factory=BudgetConfig, description="What trainings may take together.")
     allow_empty: bool = Field(False, description="Allow a commit that removes every project.")
     data_directories: dict[str, str] = Field(default_factory=dict, description="Directories of data files by tag.")

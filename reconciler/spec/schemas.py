@@ -14,11 +14,24 @@ from reconciler.spec.models import MockData, OperatorConfig, ProjectSLA
 MODELS: dict[str, type[BaseModel]] = {"sla": ProjectSLA, "mock_data": MockData, "flops": OperatorConfig}
 
 
+FLOWER_NAMES = [
+    "Bulyan", "FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedMedian", "FedProx", "FedTrimmedAvg", "FedYogi",
+    "Krum", "MultiKrum", "QFedAvg",
+]  # fmt: skip
+
+
 def schema(name: str) -> dict[str, Any]:
     """One JSON Schema (draft 2020-12). FLOps' `tensorflow` flavour and Flower's spellings of strategies are allowed."""
     made = MODELS[name].model_json_schema(by_alias=True, mode="validation")
     if name == "sla":
         made["$defs"]["Flavor"]["enum"].append("tensorflow")
+        made["$defs"]["Strategy"]["properties"]["name"]["enum"] += FLOWER_NAMES
+    for part in (made, *made.get("$defs", {}).values()):
+        for key, inner in part.get("properties", {}).items():
+            inner.setdefault("title", key)
+            # Pydantic leaves a description out where it is that of the model behind it; editors then show nothing.
+            behind = made["$defs"][inner["$ref"].rsplit("/", 1)[1]] if "$ref" in inner else {}
+            inner.setdefault("description", behind.get("description", ""))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
 
 

@@ -2,49 +2,95 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import orjson
 
 from reconciler.errors import FlopsError, SpecError, SpecErrors, Where
-from reconciler.spec.loader import load_mock_data, load_operator_config, load_sla
+from reconciler.spec.dependencies import circles, missing
+from reconciler.spec.loader import load_document, load_mock_data, load_operator_config
 from reconciler.spec.models import NAME, ProjectSLA
+from reconciler.spec.yaml_reader import MAX_BYTES, Document, read
 
 SLA_NAMES = ("sla.yaml", "sla.yml", "sla.json")
 MOCK_NAMES = ("mock_data.yaml", "mock_data.yml", "mock_data.json")
 OPERATOR_NAME = "flops.yaml"
 
 
+@dataclass(frozen=True, slots=True)
+class _Project:
+    """An SLA that is valid in itself, with what is needed to point at its dependencies."""
+
+    file: Path
+    shown: str
+    depends_on: tuple[str, ...]
+    document: Document
+
+    def where(self, index: int) -> Where:
+        place = self.document.values.get(("depends_on", index)) or self.document.values.get(("depends_on",), (1, 1))
+        return Where(self.shown, *place)
+
+
 def validate_paths(paths: Sequence[Path], *, root: Path) -> tuple[list[FlopsError], int]:
-    """All errors of these files and folders (of the whole repo when none is given), and how many files were read."""
+    """All errors of these files and folders (of the whole repo when none is given), and how many files were read.
+
+    A folder is searched below; what starts with a dot, and symbolic links, are left out. Dependencies are looked for beside the
+    project, also when they were not asked for.
+    """
     files = sorted(set(_expand(paths, root)))
     errors: list[FlopsError] = []
-    slas: dict[str, tuple[ProjectSLA, str]] = {}
+    projects: list[_Project] = []
     for file in files:
-        shown = str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
         try:
-            sla = _validate(file, shown)
-        except SpecErrors as found:
-            errors += found.errors
+            found = _validate(file, _shown(file, root))
+        except SpecErrors as refused:
+            errors += refused.errors
             continue
-        if sla is not None and file.name in SLA_NAMES:
-            slas[file.parent.name] = (sla, shown)
+        if found:
+            projects.append(found)
     errors += _names(files, root)
-    errors += dependency_errors({name: tuple(sla.depends_on) for name, (sla, _) in slas.items()}, slas)
+    errors += _dependencies(projects, root)
     return errors, len(files)
 
 
-def dependency_errors(depends: dict[str, tuple[str, ...]], slas: dict[str, tuple[ProjectSLA, str]]) -> Iterable[SpecError]:
-    """Dependencies that do not exist, and circles."""
-    for name, needed in sorted(depends.items()):
-        where = Where(slas[name][1])
-        for other in needed:
-            if other not in depends:
-                yield SpecError("FL1031", f"depends_on names {other!r}, which is no project.", cure="Correct it.", where=where)
-        if _reaches(name, name, depends):
-            yield SpecError("FL1032", f"{name} depends on itself in a circle.", cure="Break the circle.", where=where)
+def _dependencies(asked: Sequence[_Project], root: Path) -> Iterable[SpecError]:
+    folders: dict[Path, dict[str, _Project]] = {}
+    for project in asked:
+        folders.setdefault(project.file.parent.parent, {})[project.file.parent.name] = project
+    for folder, projects in sorted(folders.items()):
+        if not any(project.depends_on for project in projects.values()):
+            continue
+        # A project whose SLA is wrong is told about by its own errors: it does exist.
+        known = {name: file for file in _slas(folder) if (name := file.parent.name)}
+        depends = {name: project.depends_on for name, project in projects.items()}
+        depends |= {name: _depends_on(file, root) for name, file in known.items() if name not in depends}
+        for name, index, other in missing(depends, known):
+            if name in projects:
+                close = get_close_matches(other, known, n=1)
+                cure = f"Did you mean {close[0]!r}?" if close else "Correct it, or add that project."
+                yield SpecError(
+                    "FL1031", f"depends_on names {other!r}, which is no project.", cure=cure, where=projects[name].where(index)
+                )
+        for circle in circles(depends):
+            name = next((name for name in circle if name in projects), "")
+            if name:
+                following = circle[circle.index(name) + 1]
+                where = projects[name].where(depends[name].index(following))
+                cause = f"Projects wait for each other: {' → '.join(circle)}."
+                yield SpecError("FL1032", cause, cure="Take one of them out of depends_on.", where=where)
+
+
+def _depends_on(file: Path, root: Path) -> tuple[str, ...]:
+    try:
+        found = _validate(file, _shown(file, root))
+    except SpecErrors:
+        return ()
+    return found.depends_on if found else ()
 
 
 def format_errors(errors: Sequence[FlopsError], form: str, *, checked: int) -> str:
@@ -54,36 +100,70 @@ def format_errors(errors: Sequence[FlopsError], form: str, *, checked: int) -> s
         return orjson.dumps(content, option=orjson.OPT_INDENT_2).decode()
     if form == "github":
         return "\n".join(_annotation(error) for error in errors)
-    lines = [str(error) for error in errors]
+    lines = [_printable(str(error)) for error in errors]
     lines.append(f"{checked} files, {len(errors)} errors" if errors else f"{checked} files are valid")
     return "\n".join(lines)
 
 
-def _validate(file: Path, shown: str) -> ProjectSLA | None:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        reason = error.strerror or "it cannot be read"
-        raise SpecErrors([SpecError("FL1033", f"{reason}.", cure="Check the path.", where=Where(shown))]) from error
+def _validate(file: Path, shown: str) -> _Project | None:
+    data = _read(file, shown)
     if file.name in MOCK_NAMES:
         load_mock_data(data, shown)
     elif file.name == OPERATOR_NAME:
         load_operator_config(data, shown)
     else:
-        return load_sla(data, shown)
+        document = read(data, shown)
+        sla = load_document(ProjectSLA, document, shown)
+        if file.name in SLA_NAMES:
+            return _Project(file, shown, tuple(sla.depends_on), document)
     return None
 
 
+def _read(file: Path, shown: str) -> bytes:
+    """At most a little more than what is allowed, and from plain files only: a link may lead to a secret, a pipe never ends."""
+    try:
+        if file.is_symlink() or (file.exists() and not file.is_file()):
+            cause = "It is a symbolic link or a special file."
+            raise SpecErrors([SpecError("FL1033", cause, cure="Put the file itself there.", where=Where(shown))])
+        with file.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "It cannot be read"
+        raise SpecErrors([SpecError("FL1033", f"{reason}.", cure="Check the path.", where=Where(shown))]) from error
+
+
 def _expand(paths: Sequence[Path], root: Path) -> Iterable[Path]:
-    for path in paths or [root]:
-        if not path.is_dir():
+    if not paths:
+        for folder in sorted(path for path in root.glob("projects/*") if path.is_dir() and not path.is_symlink()):
+            yield from _declaring(folder)
+        if _there(root / OPERATOR_NAME):
+            yield root / OPERATOR_NAME
+        return
+    for path in paths:
+        if not path.is_dir() or path.is_symlink():
             yield path
             continue
-        for folder in (path, *sorted(path.glob("projects/*")), *sorted(path.glob("*"))):
-            if folder.is_dir():
-                yield from (folder / name for name in (*SLA_NAMES, *MOCK_NAMES) if (folder / name).is_file())
-        if (path / OPERATOR_NAME).is_file():
-            yield path / OPERATOR_NAME
+        for found, folders, names in os.walk(path):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            yield from _declaring(Path(found))
+            if OPERATOR_NAME in names:
+                yield Path(found) / OPERATOR_NAME
+
+
+def _declaring(folder: Path) -> Iterable[Path]:
+    return (folder / name for name in (*SLA_NAMES, *MOCK_NAMES) if _there(folder / name))
+
+
+def _slas(folder: Path) -> Iterable[Path]:
+    return (path for name in SLA_NAMES for path in sorted(folder.glob(f"*/{name}")))
+
+
+def _there(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
+def _shown(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
 def _names(files: Sequence[Path], root: Path) -> Iterable[SpecError]:
@@ -92,26 +172,13 @@ def _names(files: Sequence[Path], root: Path) -> Iterable[SpecError]:
         if file.name in SLA_NAMES:
             folders.setdefault(file.parent, []).append(file.name)
     for folder, names in sorted(folders.items()):
-        shown = str(folder.relative_to(root)) if folder.is_relative_to(root) else str(folder)
+        shown = _shown(folder, root)
         if len(names) > 1:
             cause = f"The project has {len(names)} SLAs: {', '.join(names)}."
             yield SpecError("FL1034", cause, cure="Keep one.", where=Where(shown))
-        if folder.parent.name == "projects" and not re.match(NAME, folder.name):
+        if folder.parent.name == "projects" and not re.fullmatch(NAME, folder.name):
             cause = f"{folder.name!r} is not a project name."
             yield SpecError("FL1035", cause, cure="Use a-z, 0-9 and -, at most 63.", where=Where(shown))
-
-
-def _reaches(start: str, target: str, depends: dict[str, tuple[str, ...]]) -> bool:
-    seen: set[str] = set()
-    todo = list(depends.get(start, ()))
-    while todo:
-        name = todo.pop()
-        if name == target:
-            return True
-        if name not in seen:
-            seen.add(name)
-            todo += depends.get(name, ())
-    return False
 
 
 def _annotation(error: FlopsError) -> str:
@@ -119,6 +186,11 @@ def _annotation(error: FlopsError) -> str:
     properties = {"file": where.path, "line": where.line or 1, "col": where.column or 1, "title": error.code}
     head = ",".join(f"{key}={_escape(str(value), ',:')}" for key, value in properties.items())
     return f"::error {head}::{_escape(f'{error.cause} {error.cure}')}"
+
+
+def _printable(text: str) -> str:
+    """Without what a file's name could do to a terminal."""
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
 
 
 def _escape(text: str, more: str = "") -> str:

@@ -19,6 +19,7 @@ from reconciler.errors import SpecError, SpecErrors, Where
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
 MAX_DIGITS = 18
+MAX_ERRORS = 100
 
 Path = tuple[str | int, ...]
 Place = tuple[int, int]
@@ -34,7 +35,11 @@ _TRAPS: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (re.compile(r"[-+]?(0x[0-9a-fA-F_]+|0b[01_]+|0o[0-7_]+|[0-9]+_[0-9_]+)$"), "FL1014", "parsers differ on such numbers"),
     (re.compile(r"[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$|(NaN|-?Infinity)$"), "FL1015", "it is not a finite number"),
 )
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_AMBIGUOUS = re.compile(r"[-+.0-9]|(?:y|n|yes|no|on|off|nan|-?infinity)$", re.IGNORECASE)
+# Beside control characters: what ends a line for some parsers only, what turns the direction of text (so that a reviewer
+# reads something else than we do), and what is no character.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
+_SURROGATES = re.compile(r"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 
 
 @dataclass(slots=True)
@@ -58,8 +63,20 @@ def read(data: bytes, path: str) -> Document:
     found = _CONTROL.search(text)
     if found:
         line = text.count("\n", 0, found.start()) + 1
-        raise _refusal("FL1003", "The file has a control character.", "Remove it.", path, (line, 0))
+        cause = f"The file has the invisible character U+{ord(found[0]):04X}."
+        raise _refusal("FL1003", cause, "Remove it.", path, (line, found.start() - text.rfind("\n", 0, found.start())))
+    if text.lstrip().startswith("{"):
+        # JSON writes a character beyond U+FFFF as two escapes, YAML as one.
+        text = _SURROGATES.sub(_joined, text)
     return _Builder(path).build(text)
+
+
+def _joined(found: re.Match[str]) -> str:
+    high, low = int(found[2], 16), int(found[3], 16)
+    return f"{found[1]}\\U{0x10000 + ((high - 0xD800) << 10) + low - 0xDC00:08x}"
+
+
+_QUOTED = frozenset("'\"|>")
 
 
 class _Builder:
@@ -127,8 +144,12 @@ class _Builder:
             if not isinstance(event, yaml.ScalarEvent):
                 raise _refusal("FL1016", "A key is not a plain word.", "Use text as keys.", self._path, place)
             key: str = event.value
-            if key == "<<":
+            plain = event.style not in _QUOTED
+            self._refuse_controls(key, place)
+            if plain and key == "<<":
                 raise _refusal("FL1007", "Merge keys are not allowed.", "Write the keys out.", self._path, place)
+            if plain:
+                self._refuse_ambiguous(key, place)
             if key in found:
                 first = self._document.keys[(*path, key)]
                 self._add("FL1017", f"The key {shown(key)} stands twice, first in line {first[0]}.", "Keep one of them.", place)
@@ -139,7 +160,9 @@ class _Builder:
 
     def _scalar(self, event: yaml.ScalarEvent) -> Any:
         text: str = event.value
-        if event.style in {"'", '"', "|", ">"}:
+        place = _place(event)
+        self._refuse_controls(text, place)
+        if event.style in _QUOTED:
             return text
         if text in {"", "~", "null", "Null", "NULL"}:
             return None
@@ -147,29 +170,51 @@ class _Builder:
             return text.lower() == "true"
         if _INT.match(text):
             if len(text) > MAX_DIGITS:
-                self._add("FL1018", "The number is too large.", f"Use at most {MAX_DIGITS} digits.", _place(event))
+                self._add("FL1018", "The number is too large.", f"Use at most {MAX_DIGITS} digits, or put it in quotes.", place)
                 return 0
             return int(text)
-        for pattern, code, why in _TRAPS:
-            if pattern.match(text):
-                cure = "Write true or false, or put it in quotes." if code == "FL1010" else "Put it in quotes, or write it plainly."
-                self._add(code, f"{shown(text)} is ambiguous: {why}.", cure, _place(event))
-                return text
+        if self._refuse_ambiguous(text, place):
+            return text
         if _FLOAT.match(text):
             number = float(text)
             if not math.isfinite(number):
-                self._add("FL1015", f"{shown(text)} is not a finite number.", "Use a finite number.", _place(event))
+                self._add("FL1015", f"{shown(text)} is not a finite number.", "Use a finite number.", place)
                 return 0.0
             return number
         return text
 
+    def _refuse_ambiguous(self, text: str, place: Place) -> bool:
+        if not _AMBIGUOUS.match(text):  # nearly every text: one look instead of seven
+            return False
+        for pattern, code, why in _TRAPS:
+            if pattern.match(text):
+                if code == "FL1015":
+                    self._add(code, f"{shown(text)} is no number to work with: {why}.", "Use a finite number.", place)
+                else:
+                    quoted = f'put it in quotes: "{text[:40]}"'
+                    cure = f"Write true or false, or {quoted}." if code == "FL1010" else f"Write it plainly, or {quoted}."
+                    self._add(code, f"{shown(text)} is ambiguous: {why}.", cure, place)
+                return True
+        return False
+
+    def _refuse_controls(self, text: str, place: Place) -> None:
+        found = _CONTROL.search(text)
+        if found:
+            cause = f"The escape for the invisible character U+{ord(found[0]):04X} stands in a text."
+            self._add("FL1003", cause, "Remove it.", place)
+
     def _add(self, code: str, cause: str, cure: str, place: Place) -> None:
         self._errors.append(SpecError(code, cause, cure=cure, where=Where(self._path, *place)))
+        if len(self._errors) == MAX_ERRORS:
+            raise SpecErrors(self._errors)
 
 
 def shown(value: object) -> str:
-    """A value as it may stand in an error: escaped, at most 40 characters."""
+    """A value as it may stand in an error: escaped, at most 40 characters, without the credentials of a URL."""
     text = str(value)
+    start, end = text.find("://"), text.rfind("@")
+    if 0 <= start < end:
+        text = f"{text[: start + 3]}***{text[end:]}"
     return repr(text if len(text) <= 40 else text[:39] + "…")
 
 

@@ -170,4 +170,4 @@ def test_a_wrong_download_is_never_accepted_and_the_next_source_is_tried(tmp_pat
 def test_idx_files_go_both_ways(tmp_path: Path) -> None:
     values = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
     mnist.write_idx(tmp_path / "x", values)
-    assert (mnist.read_idx(tmp_path / "x") == values).all()
+    assert (mnist.read_idx((tmp_path / "x").read_bytes()) == values).all()

@@ -7,23 +7,23 @@ complete or absent, and made by one process at a time.
 from __future__ import annotations
 
 import difflib
-import errno
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from reconciler.digests import digest_of
 from reconciler.errors import DataError
-from reconciler.federation.data import mnist, user_files
+from reconciler.federation.data import arrow_files, mnist, user_files
+from reconciler.federation.data.cached import locked, making
 from reconciler.spec import MockData
 
 DATASETS = ("mnist",)
 _FORM = 1
 """Version of the on-disk form; part of every digest."""
+_DEAL = 2
+"""Version of the way in which rows are dealt to learners."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +71,15 @@ class DataCatalog:
         if not tags:
             raise DataError(
                 "FL4001",
-                "The SLA selects no data.",
+                "The SLA selects no data, so the learners cannot find any data.",
                 cure="Name at least one tag in training_configuration.data_tags.",
             )
         found = []
-        for tag in dict.fromkeys(tags):
+        for tag in sorted(set(tags)):
             if mock is not None and mock.data_tag == tag:
                 found.append(Described(mock.dataset_name, tag, _known_digest(mock.dataset_name)))
             elif tag in self._user_data:
-                found.append(Described(tag, tag, user_files.digest(self._user_data[tag], tag)))
+                found.append(Described(tag, tag, self._user_digest(tag)))
             else:
                 known = sorted({*self._user_data, *([mock.data_tag] if mock else [])})
                 raise DataError(
@@ -94,77 +94,76 @@ class DataCatalog:
         described = self.describe(mock, tags)
         digest = digest_of([item.digest for item in described])
         directory = self._cache / "versions" / digest[:32]
-        with self._making(directory) as make:
+        with making(directory) as make:
             if make:
-                tables = [self._tables(item, on_line) for item in described]
-                user_files.write_version(directory, tables)
-        train, holdout = user_files.sizes(directory)
+                mocked = mock.data_tag if mock else None
+                made = user_files.union(
+                    [(item.tag, self._mnist(on_line) if item.tag == mocked else self._user(item)) for item in described]
+                )
+                arrow_files.write(made.train, directory / "train.arrow")
+                if made.holdout is not None:
+                    arrow_files.write(made.holdout, directory / "holdout.arrow")
+        train = arrow_files.read(directory / "train.arrow")
+        holdout = directory / "holdout.arrow"
         return DatasetVersion(
             name="+".join(item.name for item in described),
             tag="+".join(item.tag for item in described),
             digest=digest,
             directory=directory,
-            rows=train.rows,
-            holdout_rows=holdout.rows if holdout else 0,
-            columns=train.columns,
+            rows=train.num_rows,
+            holdout_rows=arrow_files.read(holdout).num_rows if holdout.is_file() else 0,
+            columns=tuple(train.column_names),
         )
 
     def shards(self, version: DatasetVersion, count: int, seed: int, dest: Path, partitions: int | None = None) -> list[Path]:
-        """Disjoint files, one per learner, that together hold every row once; sizes differ by a partition at most.
+        """Disjoint files, one per learner, that together hold every row once, shuffled; sizes differ by a partition at most.
 
         With `partitions` the rows are cut into that many parts, which are dealt to the learners in turn.
         """
         parts = partitions or count
-        if parts < count or version.rows < parts:
-            what = f"{parts} partitions" if parts < count else f"{version.rows} rows"
+        if parts < count:
             raise DataError(
                 "FL4004",
-                f"{what} are too few for {max(count, parts)} parts.",
-                cure="Raise number_of_partitions, or lower min_available_clients.",
+                f"{parts} partitions are too few for {count} learners.",
+                cure="Raise number_of_partitions in mock_data.yaml, or lower min_available_clients.",
             )
-        directory = dest / digest_of([version.digest, count, seed, parts, _FORM])[:32]
-        with self._making(directory) as make:
+        if version.rows < parts:
+            raise DataError(
+                "FL4004",
+                f"{version.rows} rows are too few for {parts} parts.",
+                cure="Add data, or lower number_of_partitions and min_available_clients.",
+            )
+        directory = dest / digest_of([version.digest, count, seed, parts, _FORM, _DEAL])[:32]
+        with making(directory) as make:
             if make:
-                order = np.random.default_rng(seed).permutation(version.rows)
-                dealt = np.array_split(order, parts)
+                # Rows stay in the shuffled order: ML repos cut their last fifth off to evaluate with, and data are often sorted.
+                dealt = np.array_split(np.random.default_rng(seed).permutation(version.rows), parts)
                 for learner in range(count):
-                    rows = np.sort(np.concatenate(dealt[learner::count]))
-                    user_files.take(version.directory, rows, directory / f"{learner:04}.arrow")
+                    rows = np.concatenate(dealt[learner::count])
+                    arrow_files.take(version.directory / "train.arrow", rows, directory / f"{learner:04}.arrow")
         return [directory / f"{learner:04}.arrow" for learner in range(count)]
 
-    def _tables(self, item: Described, tell: Callable[[str], None]) -> user_files.Tables:
-        if item.name == "mnist":
-            folder = self._cache / "mnist"
-            with self._making(folder) as make:
-                if make:
-                    mnist.fetch(folder, self._mnist_sources, tell)
-            return user_files.mnist_tables(folder)
-        return user_files.read_directory(self._user_data[item.tag], item.tag)
+    def _user_digest(self, tag: str) -> str:
+        directory = self._user_data[tag].absolute()
+        remembered = self._cache / "hashes" / f"{digest_of(str(directory))[:32]}.json"
+        return digest_of([user_files.digest(directory, tag, remembered), _FORM])
 
-    @contextmanager
-    def _making(self, directory: Path) -> Iterator[bool]:
-        """Hold the lock of a directory; True when it has to be made. It counts as made after the body ends well."""
-        done = directory / ".complete"
-        if done.exists():
-            yield False
-            return
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            with FileLock(directory.parent / f".{directory.name}.lock"):
-                if done.exists():
-                    yield False
-                    return
-                yield True
-                done.touch()
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise DataError(
-                    "FL4005",
-                    "The disk is full; the dataset could not be written.",
-                    cure="Free some space; it is fetched again by itself.",
-                    transient=True,
-                ) from error
-            raise
+    def _user(self, item: Described) -> user_files.Tables:
+        tables = user_files.read_directory(self._user_data[item.tag].absolute(), item.tag)
+        if self._user_digest(item.tag) != item.digest:
+            raise DataError(
+                "FL4014",
+                f"The data directory of tag {item.tag!r} changed while it was read.",
+                cure="It is read again by itself; let the copying end first.",
+                transient=True,
+            )
+        return tables
+
+    def _mnist(self, tell: Callable[[str], None]) -> user_files.Tables:
+        folder = self._cache / "mnist"
+        with locked(folder):
+            mnist.fetch(folder, self._mnist_sources, tell)
+            return user_files.Tables(*mnist.tables(folder))
 
 
 def _known_digest(name: str) -> str:

@@ -1,18 +1,20 @@
-"""Tables: MNIST's and those of an operator's directory of Parquet, Arrow or CSV files, and how they are cut.
+"""An operator's directory of Parquet, Arrow or CSV files: its digest, and its rows as tables.
 
-In a directory, files called `test.*` or `holdout.*`, or a folder `test/`, are held out; all others are for training.
+Files called `test.*` or `holdout.*` (or `test-00000-of-00003.*`, as Hugging Face names them), and those in a folder `test/` or
+`holdout/`, are held out; all others are for training. Links are refused, hidden files are not looked at.
 """
 
 from __future__ import annotations
 
-import hashlib
+import os
+import re
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
+import orjson
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.feather
@@ -20,76 +22,94 @@ import pyarrow.parquet
 
 from reconciler.digests import digest_of
 from reconciler.errors import DataError, Where
-from reconciler.federation.data import arrow_files, mnist
+from reconciler.federation.data import cached, columns
 
-SUFFIXES = (".parquet", ".arrow", ".feather", ".csv")
+SUFFIXES = (".parquet", ".pq", ".arrow", ".arrows", ".ipc", ".feather", ".csv")
 HELD_OUT = frozenset({"test", "holdout"})
+_HELD_OUT_NAME = re.compile(r"(test|holdout)(-\d+-of-\d+)?")
+_FILES = f"Put files ({', '.join(SUFFIXES)}) there that are not called test or holdout."
+_SETTLED = 2 * 10**9
+"""Nanoseconds after which a file's time of change tells two contents apart on any file system."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The rows to learn from and, maybe, those that are held out."""
+    """The rows to learn from and, maybe, those that are held out; both have the same columns."""
 
     train: pa.Table
     holdout: pa.Table | None
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """Rows and columns of a file."""
+def digest(directory: Path, tag: str, remembered: Path | None = None) -> str:
+    """SHA-256 over the names, sizes and contents of a directory's data files.
 
-    rows: int
-    columns: tuple[str, ...]
-
-
-def mnist_tables(folder: Path) -> Tables:
-    """MNIST's four files as two tables with `image` and `label`."""
-    names = [str(digit) for digit in range(10)]
-    arrays = [mnist.read_idx(folder / name) for name in mnist.NAMES]
-    return Tables(arrow_files.image_table(arrays[0], arrays[1], names), arrow_files.image_table(arrays[2], arrays[3], names))
-
-
-def digest(directory: Path, tag: str) -> str:
-    """SHA-256 over the names and contents of a directory's data files."""
-    return digest_of([[str(path.relative_to(directory)), _content(path)] for path in _files(directory, tag)])
+    `remembered` is a file that keeps the hash of each file beside its size, times and inode, so that only changed ones are
+    read again.
+    """
+    known = _recall(remembered)
+    seen: dict[str, list[int | str]] = {}
+    settled: dict[str, list[int | str]] = {}
+    for path in _files(directory, tag):
+        name = path.relative_to(directory).as_posix()
+        try:
+            stat = path.stat()
+            stamp: list[int | str] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+            old = known.get(name, [])
+            seen[name] = old if old[:-1] == stamp else [*stamp, cached.sha256(path)]
+        except OSError as error:
+            raise _unreadable(error, Where(name)) from error
+        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED:
+            settled[name] = seen[name]
+    if remembered is not None and settled != known:
+        _remember(remembered, settled)
+    return digest_of([[name, entry[0], entry[-1]] for name, entry in sorted(seen.items())])
 
 
 def read_directory(directory: Path, tag: str) -> Tables:
-    """The tables of an operator's directory; raises DataError naming the file that does not fit."""
+    """The tables of an operator's directory; raises DataError naming the file and the column that do not fit."""
     files = _files(directory, tag)
-    held_out = [path for path in files if path.stem in HELD_OUT or path.parent.name in HELD_OUT]
+    held_out = [path for path in files if _is_held_out(path.relative_to(directory))]
     train = [path for path in files if path not in held_out]
-    if not train:
+    try:
+        parts = [columns.plain(_part(path, directory)) for path in train]
+        held_out_parts = [columns.plain(_part(path, directory)) for path in held_out]
+    except columns.MisfitError as misfit:
+        raise DataError(
+            "FL4013",
+            f"A dataset cannot hold this file: {misfit.reason}.",
+            cure="Rename the column or store it as numbers, text, bytes, lists or structs of them.",
+            where=Where(misfit.label),
+        ) from misfit
+    if not any(part.table.num_rows for part in parts):
         raise DataError("FL4007", f"The data directory of tag {tag!r} has no rows to learn from.", cure=_FILES)
-    return Tables(_joined(train, directory), _joined(held_out, directory) if held_out else None)
+    try:
+        schema = columns.common_schema([*parts, *held_out_parts])
+        holdout = columns.join(held_out_parts, schema) if held_out_parts else None
+        return Tables(columns.join(parts, schema), holdout if holdout is not None and holdout.num_rows else None)
+    except columns.MisfitError as misfit:
+        raise DataError(
+            "FL4011",
+            f"The files of tag {tag!r} do not go together: {misfit.reason}.",
+            cure="Give all files of a tag the same columns with the same types.",
+            where=Where(misfit.label),
+        ) from misfit
 
 
-def write_version(directory: Path, tables: Sequence[Tables]) -> None:
-    """Write the union of tables as one version; raises DataError when their columns differ."""
-    arrow_files.write(_union([item.train for item in tables]), directory / "train.arrow")
-    held_out = [item.holdout for item in tables if item.holdout is not None]
-    if held_out:
-        arrow_files.write(_union(held_out), directory / "holdout.arrow")
-
-
-def sizes(directory: Path) -> tuple[Size, Size | None]:
-    """Rows and columns of a version's training and held-out files."""
-    holdout = directory / "holdout.arrow"
-    return _size(directory / "train.arrow"), _size(holdout) if holdout.is_file() else None
-
-
-def take(directory: Path, rows: npt.NDArray[np.int64], path: Path) -> None:
-    """Write some of a version's training rows, in the order given."""
-    table = arrow_files.read(directory / "train.arrow").combine_chunks()
-    arrow_files.write(table.take(pa.array(rows)), path)
-
-
-_FILES = f"Put {', '.join(SUFFIXES)} files there that are not called test or holdout."
-
-
-def _size(path: Path) -> Size:
-    table = arrow_files.read(path)
-    return Size(table.num_rows, tuple(table.column_names))
+def union(tables: Sequence[tuple[str, Tables]]) -> Tables:
+    """The rows of several tags together; raises DataError naming the tag and the column that do not fit."""
+    if len(tables) == 1:
+        return tables[0][1]
+    train = [columns.Part(f"tag {tag!r}", item.train) for tag, item in tables]
+    held_out = [columns.Part(f"tag {tag!r}", item.holdout) for tag, item in tables if item.holdout is not None]
+    try:
+        schema = columns.common_schema([*train, *held_out])
+        return Tables(columns.join(train, schema), columns.join(held_out, schema) if held_out else None)
+    except columns.MisfitError as misfit:
+        raise DataError(
+            "FL4012",
+            f"The data of {misfit.label} cannot be put together with the rest: {misfit.reason}.",
+            cure="Select tags whose data have the same columns with the same types.",
+        ) from misfit
 
 
 def _files(directory: Path, tag: str) -> list[Path]:
@@ -100,67 +120,72 @@ def _files(directory: Path, tag: str) -> list[Path]:
             cure="Correct data_directories in flops.yaml.",
             transient=True,
         )
-    found = sorted(path for path in directory.rglob("*") if path.suffix in SUFFIXES and path.is_file())
-    outside = [path for path in found if not path.resolve().is_relative_to(directory.resolve())]
-    if outside:
-        raise DataError(
-            "FL4009",
-            f"{outside[0].name} leads out of the data directory of tag {tag!r}.",
-            cure="Replace the link by the file.",
-        )
+    found = []
+    for folder, folders, names in os.walk(directory):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        data = [name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")]
+        for path in (Path(folder) / name for name in [*folders, *data]):
+            if path.is_symlink() or (path.name in data and not path.is_file()):
+                raise DataError(
+                    "FL4009",
+                    f"{path.relative_to(directory)} in the data directory of tag {tag!r} is a link or no regular file.",
+                    cure="Replace it by the file itself, or remove it.",
+                )
+        found += [Path(folder) / name for name in data]
     if not found:
         raise DataError("FL4007", f"The data directory of tag {tag!r} has no data files.", cure=_FILES)
-    return found
+    return sorted(found)
 
 
-def _content(path: Path) -> str:
-    stat = path.stat()
-    return _hash(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+def _is_held_out(name: Path) -> bool:
+    return bool(_HELD_OUT_NAME.fullmatch(name.stem.lower())) or bool(HELD_OUT.intersection(name.parts[:-1]))
 
 
-@lru_cache(maxsize=10_000)
-def _hash(path: str, _size: int, _mtime: int, _inode: int) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _joined(files: Sequence[Path], directory: Path) -> pa.Table:
-    tables: list[pa.Table] = []
-    for path in files:
-        where = Where(str(path.relative_to(directory)))
-        try:
-            table = _read(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise DataError("FL4010", f"The file cannot be read: {reason}.", cure="Mend or remove it.", where=where) from error
-        if tables and table.schema.names != tables[0].schema.names:
-            differs = sorted(set(table.schema.names) ^ set(tables[0].schema.names)) or table.schema.names
-            raise DataError(
-                "FL4011",
-                f"The columns differ from those of {files[0].name}: {', '.join(differs[:5])}.",
-                cure="All files of a tag have the same columns in the same order.",
-                where=where,
-            )
-        tables.append(table)
-    return _union(tables)
+def _part(path: Path, directory: Path) -> columns.Part:
+    name = path.relative_to(directory).as_posix()
+    try:
+        return columns.Part(name, _read(path), guessed=path.suffix.lower() == ".csv")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _unreadable(error, Where(name)) from error
 
 
 def _read(path: Path) -> pa.Table:
-    if path.suffix == ".parquet":
-        return pa.parquet.read_table(path)
-    if path.suffix == ".csv":
+    suffix = path.suffix.lower()
+    if suffix in {".parquet", ".pq"}:
+        # Not `read_table`: that takes folders called `name=value` for columns.
+        return pa.parquet.ParquetFile(path).read()
+    if suffix == ".csv":
         return pa.csv.read_csv(path)
-    try:
+    with path.open("rb") as file:
+        magic = file.read(6)
+    if magic == b"ARROW1":
+        with pa.OSFile(str(path)) as source:
+            return pa.ipc.open_file(source).read_all()
+    if magic[:4] == b"FEA1":
         return pa.feather.read_table(path)
-    except pa.ArrowInvalid:
-        return arrow_files.read(path)
+    with pa.OSFile(str(path)) as source:
+        return pa.ipc.open_stream(source).read_all()
 
 
-def _union(tables: Sequence[pa.Table]) -> pa.Table:
+def _unreadable(error: Exception, where: Where) -> DataError:
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return DataError("FL4010", f"The file cannot be read: {reason[:200].rstrip('.')}.", cure="Mend or remove it.", where=where)
+
+
+def _recall(path: Path | None) -> dict[str, list[int | str]]:
     try:
-        return pa.concat_tables(tables, promote_options="default")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise DataError(
-            "FL4012", f"The data cannot be put together: {reason}.", cure="Give the columns the same types everywhere."
-        ) from error
+        known = orjson.loads(path.read_bytes()) if path is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) and all(isinstance(item, list) for item in known.values()) else {}
+
+
+def _remember(path: Path, known: dict[str, list[int | str]]) -> None:
+    """Keep hashes for next time; where nothing can be written they are computed again."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(orjson.dumps(known))
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
