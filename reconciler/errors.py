@@ -97,6 +97,7 @@ CODES: dict[str, str] = {
     "FL3014": "dependencies that do not go together",
     "FL3015": "the environment cannot be built",
     "FL3016": "the disk is full while an environment is built",
+    "FL3017": "no file of a package has an allowed hash",
     # --- FL4xxx data
     "FL4001": "the SLA selects no data",
     "FL4002": "MNIST cannot be fetched",

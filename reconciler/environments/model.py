@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from reconciler.errors import Where
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,18 +17,36 @@ class DependencyReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """One PEP 508 requirement, the place that it stands at, and the hashes that its files may have (none: any)."""
+
+    text: str
+    where: Where
+    hashes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PythonWish:
+    """The Python that an ML repo asks for: as it is written there, and as a PEP 440 specifier of `major.minor.micro`."""
+
+    text: str
+    specifier: str
+
+
+@dataclass(frozen=True, slots=True)
 class Declaration:
-    """What an ML repo asks for: PEP 508 requirements with the line that each came from, and a Python version or nothing."""
+    """What an ML repo asks for. Constraints limit a version without asking for the package."""
 
     file: str
-    requirements: tuple[tuple[str, int], ...]
-    python: str | None
-    report: DependencyReport
+    requirements: tuple[Wanted, ...]
+    constraints: tuple[Wanted, ...] = ()
+    python: PythonWish | None = None
+    report: DependencyReport = field(default_factory=DependencyReport)
 
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """Exact versions with hashes; `digest` is SHA-256 over the Python version and the text."""
+    """Exact versions with hashes for one Python (`3.11`); `digest` is SHA-256 over the Python version and the text."""
 
     digest: str
     python: str

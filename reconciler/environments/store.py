@@ -11,24 +11,22 @@ import errno
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import orjson
-import uv
 from filelock import FileLock
+from packaging.utils import canonicalize_name
 
 from reconciler.digests import digest_of
 from reconciler.environments.declarations import read_declaration
-from reconciler.environments.model import Declaration, DependencyReport, Environment, Lock
+from reconciler.environments.interpreters import choose, interpreters
+from reconciler.environments.model import Declaration, DependencyReport, Environment, Lock, Wanted
+from reconciler.environments.uv_command import UvFailed, run_uv
 from reconciler.errors import BuildError, Where
 
-OLDEST_PYTHON = (3, 10)
-"""Flower needs it."""
-LIMIT_SECONDS = 1800
 RUNTIME: tuple[str, ...] = (
     "flwr>=1.20",  # the learners speak Flower's messages
     "datasets>=3.6,<4",  # 4 and later break `dataset["image"].reshape` of FLOps' repos
@@ -54,13 +52,13 @@ class EnvironmentStore:
     def __init__(self, root: Path, *, runtime: Sequence[str] = RUNTIME) -> None:
         self._root = root.absolute()
         self._runtime = tuple(runtime)
-        self._uv = uv.find_uv_bin()
         self._known: dict[str, Lock] = {}
 
     def lock(self, repo_dir: Path, *, flavor: str, on_line: Tell | None = None) -> Lock:
         """The lock of an ML repo's dependencies. Raises BuildError with the file and line that is to blame."""
         declaration = read_declaration(repo_dir)
-        key = digest_of([declaration.requirements, declaration.python, flavor, self._runtime])[:32]
+        asked = [[(item.text, item.hashes) for item in found] for found in (declaration.requirements, declaration.constraints)]
+        key = digest_of([asked, declaration.python and declaration.python.specifier, flavor, self._runtime])[:32]
         path = self._root / "locks" / f"{key}.json"
         if key not in self._known:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,22 +81,25 @@ class EnvironmentStore:
 
     def _make_lock(self, declaration: Declaration, flavor: str, path: Path, tell: Tell) -> Lock:
         tell(f"locking {declaration.file} …")
-        python, warnings = self._interpreter(declaration.python)
-        wanted = [text for text, _ in declaration.requirements]
-        named = {re.split(r"[\s<>=!~;\[]", text)[0].lower() for text in wanted}
-        wanted += [item for item in (*self._runtime, *FLAVORS.get(flavor, ())) if re.split(r"[<>=]", item)[0] not in named]
+        python, warnings = choose(declaration.python, interpreters())
+        wanted = [item.text for item in declaration.requirements]
+        limits = [item.text for item in declaration.constraints]
+        named = {_name(text) for text in wanted}
+        wanted += [item for item in (*self._runtime, *FLAVORS.get(flavor, ())) if _name(item) not in named]
         version = python.version
         try:
-            text = self._compile(wanted, version)
-        except _Failed as failed:
+            text = _compile(wanted, limits, version)
+        except UvFailed as failed:
             loosened, changes = _loosen(wanted)
             try:
                 if not changes:
                     raise failed
-                text = self._compile(loosened, version)
-            except _Failed:
+                text = _compile(loosened, limits, version)
+            except UvFailed:
                 raise _lock_error(declaration, failed.said) from failed
             warnings += changes
+        for item in (*declaration.requirements, *declaration.constraints):
+            text = _only_hashes(text, item)
         report = DependencyReport(declaration.report.lines, (*declaration.report.warnings, *warnings))
         lock = Lock(digest_of([version, text]), version, text, report)
         content = {
@@ -113,13 +114,6 @@ class EnvironmentStore:
         temporary.replace(path)
         return lock
 
-    def _compile(self, wanted: Sequence[str], version: str) -> str:
-        return self._run(
-            ["pip", "compile", "-", "--quiet", "--generate-hashes", "--no-emit-index-url", "--no-header", "--no-annotate",
-             "--only-binary", ":all:", "--python-version", version],
-            stdin="\n".join(wanted) + "\n",
-        )  # fmt: skip
-
     def _build(self, lock: Lock, path: Path, tell: Tell) -> None:
         for remains in path.parent.glob(f".{path.name}-*"):
             shutil.rmtree(remains, ignore_errors=True)
@@ -127,17 +121,19 @@ class EnvironmentStore:
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
         tell(f"building the environment {lock.digest[:12]} for Python {lock.python} …")
         try:
-            python, _ = self._interpreter(lock.python)
+            python = next((item for item in interpreters() if item.version == lock.python), None)
+            if python is None:
+                raise _interpreter_gone(lock.python)
             requirements = folder / "requirements.txt"
             requirements.write_text(lock.requirements)
-            self._run(["venv", "--quiet", "--relocatable", "--python", python.path, str(folder / "venv")])
-            self._run(
+            run_uv(["venv", "--quiet", "--relocatable", "--python", python.path, str(folder / "venv")])
+            run_uv(
                 ["pip", "sync", "--quiet", "--require-hashes", "--compile-bytecode", "--only-binary", ":all:",
                  "--python", str(folder / "venv" / "bin" / "python"), str(requirements)],
             )  # fmt: skip
             (folder / "venv" / ".complete").write_text(lock.digest)
             (folder / "venv").replace(path)
-        except _Failed as failed:
+        except UvFailed as failed:
             raise _build_error(failed.said) from failed
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -150,60 +146,6 @@ class EnvironmentStore:
     def _complete(path: Path) -> bool:
         """Complete, and its interpreter still there: the one that it was made from may have been removed."""
         return (path / ".complete").is_file() and (path / "bin" / "python").exists()
-
-    def _interpreter(self, wish: str | None) -> tuple[_Interpreter, tuple[str, ...]]:
-        found = self._interpreters()
-        if not found:
-            raise BuildError("FL3010", "There is no Python 3.10 or later.", cure="Install one on this machine.", transient=True)
-        if wish is None:
-            newest_common = next((item for item in found if item.version == "3.11"), found[-1])
-            return newest_common, ()
-        exact = next((item for item in found if item.version == wish), None)
-        if exact:
-            return exact, ()
-        number = _number(wish)
-        nearest = min(found, key=lambda item: (abs(_number(item.version)[1] - number[1]), -_number(item.version)[1]))
-        return nearest, (f"Python {wish} is not on this machine; {nearest.version} is used instead",)
-
-    def _interpreters(self) -> list[_Interpreter]:
-        try:
-            out = self._run(["python", "list", "--only-installed", "--output-format", "json"])
-        except _Failed as failed:
-            raise BuildError("FL3010", f"No Python was found: {failed.said}.", cure="Install one.", transient=True) from failed
-        found: dict[str, _Interpreter] = {}
-        for item in orjson.loads(out):
-            version = f"{item['version_parts']['major']}.{item['version_parts']['minor']}"
-            good = item.get("implementation") == "cpython" and item.get("variant", "default") == "default"
-            if good and _number(version) >= OLDEST_PYTHON and "a" not in item["version"] and "b" not in item["version"]:
-                found.setdefault(version, _Interpreter(version, item["path"]))
-        return sorted(found.values(), key=lambda item: _number(item.version))
-
-    def _run(self, arguments: Sequence[str], stdin: str | None = None) -> str:
-        environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "NO_COLOR": "1", "UV_NO_PROGRESS": "1"}
-        environment.pop("VIRTUAL_ENV", None)
-        with tempfile.TemporaryDirectory() as empty:
-            try:
-                done = subprocess.run(
-                    [self._uv, *arguments], cwd=empty, env=environment, input=stdin, capture_output=True, text=True,
-                    timeout=LIMIT_SECONDS, check=False,
-                )  # fmt: skip
-            except subprocess.TimeoutExpired as error:
-                raise _Failed(f"uv took longer than {LIMIT_SECONDS} s") from error
-        if done.returncode:
-            raise _Failed(done.stderr.strip())
-        return done.stdout
-
-
-class _Interpreter:
-    def __init__(self, version: str, path: str) -> None:
-        self.version = version
-        self.path = path
-
-
-class _Failed(Exception):  # noqa: N818 – private: a command's way to end
-    def __init__(self, said: str) -> None:
-        super().__init__(said)
-        self.said = said
 
 
 def _silent(_line: str) -> None:
@@ -222,9 +164,41 @@ def _loosen(wanted: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     return found, tuple(changes)
 
 
-def _number(version: str) -> tuple[int, int]:
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
+def _compile(wanted: Sequence[str], limits: Sequence[str], version: str) -> str:
+    return run_uv(
+        ["pip", "compile", "-", "--quiet", "--generate-hashes", "--no-emit-index-url", "--no-header", "--no-annotate",
+         "--only-binary", ":all:", "--python-version", version, "--constraints", "constraints.txt"],
+        files={"constraints.txt": "\n".join(limits) + "\n"},
+        stdin="\n".join(wanted) + "\n",
+    )  # fmt: skip
+
+
+def _name(requirement: str) -> str:
+    return canonicalize_name(re.split(r"[\s<>=!~;\[]", requirement)[0])
+
+
+def _only_hashes(lock: str, wanted: Wanted) -> str:
+    """The lock with those hashes only that the ML repo allows for a package. Raises BuildError when none is left."""
+    found = (
+        re.search(rf"^{re.escape(_name(wanted.text))}==.*?(?=^\S|\Z)", lock, re.MULTILINE | re.DOTALL) if wanted.hashes else None
+    )
+    if not found:
+        return lock
+    first, *_ = found[0].split(" \\\n", 1)
+    kept = [item for item in re.findall(r"--hash=(\S+)", found[0]) if item in wanted.hashes]
+    if not kept:
+        raise BuildError(
+            "FL3017",
+            f"No file of {first} in the package index has a hash that is allowed for it.",
+            cure="Make the hashes anew, with wheels among them; or take them out: the lock has its own.",
+            where=wanted.where,
+        )
+    block = " \\\n".join([first, *(f"    --hash={item}" for item in kept)]) + "\n"
+    return lock[: found.start()] + block + lock[found.end() :]
+
+
+def _interpreter_gone(version: str) -> BuildError:
+    return BuildError("FL3010", f"Python {version} is not on this machine any more.", cure="Install it again.", transient=True)
 
 
 def _read_lock(path: Path) -> Lock | None:
@@ -241,16 +215,11 @@ def _read_lock(path: Path) -> Lock | None:
 
 def _lock_error(declaration: Declaration, said: str) -> BuildError:
     where = Where(declaration.file)
-    for text, line in declaration.requirements:
-        name = re.split(r"[\s<>=!~;\[]", text)[0]
-        if re.search(
-            rf"Because {re.escape(name)} was not found|no versions of {re.escape(name)}\b|no version of {re.escape(name)}\b", said
-        ):
+    for item in (*declaration.requirements, *declaration.constraints):
+        name = re.escape(_name(item.text))
+        if re.search(rf"Because {name} was not found|no versions of {name}\b|no version of {name}\b", said):
             return BuildError(
-                "FL3011",
-                f"The package index has no {text}.",
-                cure="Correct the name or the version.",
-                where=Where(declaration.file, line),
+                "FL3011", f"The package index has no {item.text}.", cure="Correct the name or the version.", where=item.where
             )
     if re.search(r"no wheels|no usable wheels|Building source distributions", said):
         return BuildError("FL3012", f"A package has no wheel: {_short(said)}", cure="Choose a version with a wheel.", where=where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from reconciler.environments import EnvironmentStore
+from reconciler.environments.interpreters import Interpreter, choose
+from reconciler.environments.model import PythonWish
 from reconciler.errors import BuildError
 
 
@@ -100,3 +103,37 @@ def test_configuration_planted_in_the_ml_repo_is_inert(tmp_path: Path) -> None:
     (folder / "pip.conf").write_text("[global]\nindex-url = http://127.0.0.1:9/simple\n")
     assert store(tmp_path).lock(folder, flavor="none").requirements
     shutil.rmtree(tmp_path / "store")
+
+
+def test_hashes_of_the_ml_repo_are_kept_to(tmp_path: Path) -> None:
+    lock = store(tmp_path).lock(repo(tmp_path), flavor="none")
+    hashes = re.findall(r"--hash=(sha256:\w+)", lock.requirements.split("iniconfig==")[1].split("==")[0])
+    only = store(tmp_path).lock(repo(tmp_path, f"iniconfig==2.0.0 --hash={hashes[0]}\n"), flavor="none")
+    assert re.findall(r"--hash=(\S+)", only.requirements.split("iniconfig==")[1].split("==")[0]) == [hashes[0]]
+    with pytest.raises(BuildError, match=r"requirements.txt:1: FL3017"):
+        store(tmp_path).lock(repo(tmp_path, f"iniconfig==2.0.0 --hash=sha256:{'0' * 64}\n"), flavor="none")
+
+
+def test_constraints_hold(tmp_path: Path) -> None:
+    folder = repo(tmp_path, "iniconfig\n-c limits.txt\n")
+    (folder / "limits.txt").write_text("iniconfig<2\npytest<1\n")
+    requirements = store(tmp_path).lock(folder, flavor="none").requirements
+    assert "iniconfig==1." in requirements
+    assert "pytest" not in requirements
+
+
+@pytest.mark.parametrize(
+    ("wish", "version", "said"),
+    [
+        (None, "3.11", False),
+        (PythonWish("python=3.10.14", "==3.10.*"), "3.10", False),
+        (PythonWish("python>=3.12", ">=3.12"), "3.13", False),
+        (PythonWish("python>=3.10,<3.12", ">=3.10,<3.12"), "3.11", False),
+        (PythonWish("python=3.8", "==3.8.*"), "3.10", True),
+        (PythonWish("python=3.99", "==3.99.*"), "3.13", True),
+    ],
+)
+def test_the_interpreter_that_an_ml_repo_gets(wish: PythonWish | None, version: str, said: bool) -> None:
+    found = [Interpreter(item, f"{item}.1", "python") for item in ("3.10", "3.11", "3.13")]
+    chosen, warnings = choose(wish, found)
+    assert (chosen.version, bool(warnings)) == (version, said)
