@@ -50,15 +50,15 @@ class DesiredState:
         rejected = {error.where.path.split("/")[1]: error for error in snapshot.rejected if error.where}
         for name, error in rejected.items():
             found.append(_invalid(name, (error.to_dict(),)))
-        for name, files in sorted(snapshot.projects.items()):
-            if name in rejected:
-                continue
-            parsed = self._parse(files)
+        read = {name: self._parse(files) for name, files in sorted(snapshot.projects.items()) if name not in rejected}
+        slas = [parsed.sla for parsed in read.values() if isinstance(parsed, Parsed)]
+        self._repos.look_up(((sla.ml_repo_url, sla.ml_repo_subdir) for sla in slas), snapshot)
+        for name, parsed in read.items():
             if not isinstance(parsed, Parsed):
                 found.append(_invalid(name, parsed))
                 continue
             try:
-                found.append(self._declare(snapshot, files, parsed, recorded.get(name, {})))
+                found.append(self._declare(snapshot, name, parsed, recorded.get(name, {})))
             except FlopsError as error:
                 found.append(_invalid(name, (error.to_dict(),), customer=parsed.sla.customer_id))
         return found
@@ -68,7 +68,7 @@ class DesiredState:
             self._parsed[files.tree] = parse_project(files)
         return self._parsed[files.tree]
 
-    def _declare(self, snapshot: Snapshot, files: ProjectFiles, parsed: Parsed, record: Mapping[str, Any]) -> Declared:
+    def _declare(self, snapshot: Snapshot, name: str, parsed: Parsed, record: Mapping[str, Any]) -> Declared:
         sla = parsed.sla
         revision = self._revision(snapshot, sla, record.get("ml_repo") or {})
         training = dict(flatten(training_spec(sla)))
@@ -83,7 +83,7 @@ class DesiredState:
         serving = dict(flatten(deployment_spec(sla))) | {"runtime": mlruntime_digest()}
         gate = sla.evaluation_gate
         desired = DesiredProject(
-            name=files.name,
+            name=name,
             customer=sla.customer_id,
             training=training,
             gate=dict(flatten(gate.model_dump(mode="json"))) if gate else {},

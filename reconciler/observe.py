@@ -37,6 +37,8 @@ def observe(
 ) -> Observed:
     """Look at the registry of each customer and at the services of this instance.
 
+    A request about a single project is made only for one that has runs, but no model of its digest and gate.
+
     `tracking` gives None for a customer whose registry was never made: then nothing is registered, and no server has to be
     started to know that.
     """
@@ -44,12 +46,14 @@ def observe(
     customers = sorted({project.customer for project in wanted.values() if project.customer})
     versions: dict[str, tuple[ModelVersion, ...]] = {}
     clients: dict[str, Tracking | None] = {}
+    recorded: dict[str, frozenset[str]] = {}
     unreachable: dict[str, FlopsError] = {}
     for customer in customers:
         try:
             clients[customer] = tracking(customer)
             client = clients[customer]
             versions[customer] = tuple(client.versions(customer)) if client else ()
+            recorded[customer] = client.projects_with_runs(customer) if client else frozenset()
         except FlopsError as error:
             unreachable[customer] = error
     services = {
@@ -67,7 +71,8 @@ def observe(
             continue
         found = [item for item in versions.get(project.customer, ()) if item.project == name]
         try:
-            projects.append(_project(project, document, found, services.get(name), clients.get(project.customer)))
+            client = clients.get(project.customer) if name in recorded.get(project.customer, ()) else None
+            projects.append(_project(project, document, found, services.get(name), client))
         except FlopsError as error:
             unreachable[project.customer] = error
             projects.append(_without_registry(name, document, services.get(name), str(error)))
@@ -88,7 +93,12 @@ def _project(
     trained: frozenset[str] = frozenset(models)
     rejected: frozenset[str] = frozenset()
     digest = project.run_digest
-    if client and not project.problems and (digest not in models or models[digest].gate_digest != project.gate_digest):
+    if (
+        client
+        and not project.problems
+        and not project.suspended
+        and (digest not in models or models[digest].gate_digest != project.gate_digest)
+    ):
         run = client.run_with_digest(project.name, project.customer, digest)
         if run is not None:
             trained |= {digest}

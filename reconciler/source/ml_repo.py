@@ -10,6 +10,7 @@ import errno
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ MAX_LISTING = MAX_FILES * 400
 FETCH_SECONDS = 600
 MANAGERS = ("model_manager.py", "data_manager.py")
 DEPENDENCIES = ("conda.yaml", "conda.yml", "environment.yaml", "environment.yml", "requirements.txt", "pyproject.toml")
+_BATCH_CHECK = "--batch-check=%(objecttype) %(objectname)"
 _NO_REF = re.compile(r"couldn't find remote ref|not our ref|no such remote ref", re.IGNORECASE)
 
 
@@ -48,6 +50,22 @@ class MLRepos:
         self._repo = repo
         self._cache = cache.resolve()
         self._max_files, self._max_bytes = max_files, max_bytes
+        self._commit = ""
+        self._trees: dict[str, str] = {}
+
+    def look_up(self, places: Iterable[tuple[str, str]], snapshot: Snapshot) -> None:
+        """Find the trees of many (url, subdir) inside the GitOps repo with one command; `resolve` then takes them from memory."""
+        if self._commit != snapshot.commit:
+            self._commit, self._trees = snapshot.commit, {}
+        paths = {_path(url, subdir) for url, subdir in places if url.startswith("./")}
+        wanted = [path for path in sorted(paths - self._trees.keys()) if "\n" not in path]
+        feed = "".join(f"{snapshot.commit}:{path}\n" for path in wanted).encode()
+        out = (
+            command.run(self._repo.path, "cat-file", _BATCH_CHECK, "--buffer", stdin=feed, max_output=MAX_LISTING) if feed else b""
+        )
+        for path, line in zip(wanted, out.decode(errors="replace").splitlines(), strict=True):
+            kind, _, tree = line.partition(" ")
+            self._trees[path] = tree if kind == "tree" else ""
 
     def resolve(self, url: str, ref: str | None, subdir: str, snapshot: Snapshot) -> MLRepoRevision:
         """The revision behind a URL and ref, or behind a path of the GitOps repo at the snapshot's commit.
@@ -56,8 +74,10 @@ class MLRepos:
         the repo cannot be fetched, FL2025 when it has no such ref, FL2026 when it is empty.
         """
         if url.startswith("./"):
-            path = "/".join(part for part in (url[2:].strip("/"), subdir) if part)
-            return MLRepoRevision(url, snapshot.commit, self._tree(self._repo.path, snapshot.commit, path, url), subdir)
+            path = _path(url, subdir)
+            known = self._trees.get(path) if self._commit == snapshot.commit else None
+            tree = known or self._tree(self._repo.path, snapshot.commit, path, url)
+            return MLRepoRevision(url, snapshot.commit, tree, subdir)
         command.checked(url, "ml_repo_url")
         wanted = command.checked_ref(ref, "ml_repo_ref") if ref else "HEAD"
         mirror = self._mirror(url)
@@ -146,9 +166,7 @@ class MLRepos:
     @staticmethod
     def _tree(repo: Path, commit: str, path: str, url: str) -> str:
         feed = f"{commit}:{command.checked(path, 'A path')}\n".encode()
-        found = (
-            command.run(repo, "cat-file", "--batch-check=%(objecttype) %(objectname)", stdin=feed).decode(errors="replace").split()
-        )
+        found = command.run(repo, "cat-file", _BATCH_CHECK, stdin=feed).decode(errors="replace").split()
         if found[0] != "tree":
             raise SourceError(
                 "FL2021",
@@ -156,6 +174,11 @@ class MLRepos:
                 cure="Commit it, or correct ml_repo_url or ml_repo_subdir.",
             )
         return found[1]
+
+
+def _path(url: str, subdir: str) -> str:
+    """The folder inside the GitOps repo that a `./…` URL names."""
+    return "/".join(part for part in (url[2:].strip("/"), subdir) if part)
 
 
 def check_contract_files(folder: Path) -> None:

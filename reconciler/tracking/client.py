@@ -57,6 +57,12 @@ class Tracking:
                 aliases.setdefault((model["name"], str(alias["version"])), []).append(alias["alias"])
         return [_version(row, aliases.get((row["name"], str(row["version"])), [])) for row in rows]
 
+    def projects_with_runs(self, customer: str) -> frozenset[str]:
+        """The projects of a customer for which anything was ever recorded: one request for all of them."""
+        begin = f"{customer}/"
+        found = self._rest.pages("experiments/search", "experiments", {"filter": f"name LIKE '{begin}%'"})
+        return frozenset(row["name"].removeprefix(begin) for row in found if row["name"].startswith(begin))
+
     def run_with_digest(self, project: str, customer: str, digest: str) -> RunInfo | None:
         """The recorded run of a digest, or None."""
         experiment = self._experiment(customer, project)
