@@ -75,7 +75,7 @@ class Controller:
         self._observer = observer
         self._sleep = sleep
         self._uniform = uniform
-        self._desired = DesiredState(engine.ml_repos, engine.catalog)
+        self._desired = DesiredState(engine.ml_repos, engine.catalog, allow_file_urls=engine.config.allow_file_urls)
         self._stop = threading.Event()
 
     def stop(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.digests import digest_of, flatten
-from reconciler.errors import FlopsError, SpecErrors
+from reconciler.errors import FlopsError, SpecError, SpecErrors, Where
 from reconciler.federation.data import DataCatalog
 from reconciler.federation.runtime_version import TRAINING_VERSION, mlruntime_digest
 from reconciler.plan import DesiredProject
@@ -36,8 +36,9 @@ class Parsed:
 class DesiredState:
     """Makes `Declared` projects of a snapshot; keeps what it parsed by tree hash."""
 
-    def __init__(self, repos: MLRepos, catalog: DataCatalog) -> None:
+    def __init__(self, repos: MLRepos, catalog: DataCatalog, *, allow_file_urls: bool = False) -> None:
         self._repos = repos
+        self._allow_file_urls = allow_file_urls
         self._catalog = catalog
         self._parsed: dict[str, Parsed | tuple[Mapping[str, Any], ...]] = {}
 
@@ -70,6 +71,13 @@ class DesiredState:
 
     def _declare(self, snapshot: Snapshot, name: str, parsed: Parsed, record: Mapping[str, Any]) -> Declared:
         sla = parsed.sla
+        if sla.ml_repo_url.startswith("file:") and not self._allow_file_urls:
+            raise SpecError(
+                "FL1036",
+                "ml_repo_url names a Git repo of the reconciler's machine, which is not allowed here.",
+                cure="Use a URL or a path inside this repo; the operator may set `allow_file_urls` in flops.yaml.",
+                where=Where(f"projects/{name}"),
+            )
         revision = self._revision(snapshot, sla, record.get("ml_repo") or {})
         training = dict(flatten(training_spec(sla)))
         training |= {

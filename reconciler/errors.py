@@ -53,6 +53,7 @@ CODES: dict[str, str] = {
     "FL1033": "a file that cannot be read",
     "FL1034": "several SLAs in one project",
     "FL1035": "a name that no project may have",
+    "FL1036": "a Git repo of the reconciler's own machine",
     # --- FL2xxx source
     "FL2001": "a Git command failed",
     "FL2002": "a Git command took too long",

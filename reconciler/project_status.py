@@ -157,7 +157,8 @@ def _ready(view: View, name: str) -> Condition:
     if observed.service is not None:
         if observed.service.healthy:
             return conditions.ready(Reason.HEALTHY, f"answers at {observed.service.address}")
-        return conditions.ready(Reason.UNHEALTHY, "the service does not answer its health check")
+        service = view.observed.services.get(name)
+        return conditions.ready(Reason.UNHEALTHY, (service and service.error) or "the service does not answer its health check")
     if project and DEPLOY_STEP not in project.steps and project.run_digest in observed.models:
         return conditions.ready(Reason.REGISTERED, f"version {observed.models[project.run_digest].version}")
     return conditions.ready(Reason.NOT_DEPLOYED, "no service is running")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -55,3 +58,40 @@ def repos(tmp_path: Path) -> Repos:
 def shared_cache() -> Path:
     """The cache that users have too: MNIST is fetched once per machine, not once per test."""
     return cache_directory()
+
+
+class SmallDisk:
+    """A real file system that is nearly full."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir()
+        self._mount("-t", "tmpfs", "-o", "size=64m", "tmpfs")
+
+    def leave(self, size: int) -> None:
+        """Fill it up to `size` free bytes."""
+        free = shutil.disk_usage(self.path).free
+        # Others may write at the same time: then it is full a little earlier.
+        with suppress(OSError), (self.path / "filling").open("ab") as file:
+            file.write(b"\0" * max(free - size, 0))
+
+    def free(self) -> None:
+        """Somebody makes space."""
+        (self.path / "filling").unlink()
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", "--lazy", str(self.path)], check=True)
+
+    def _mount(self, *options: str) -> None:
+        subprocess.run(["mount", *options, str(self.path)], check=True, capture_output=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk to fill; needs the right to mount."""
+    try:
+        disk = SmallDisk(tmp_path / "disk")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"a file system of its own cannot be mounted here: {error.stderr.decode().strip()}")
+    yield disk
+    disk.unmount()

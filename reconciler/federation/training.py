@@ -24,6 +24,7 @@ from reconciler.errors import TrainingError, Where
 from reconciler.federation.runtime_version import mlruntime_dir
 
 _LOG_LIMIT = 4 << 20
+_EVENTS_LIMIT = 64 * 1024 * 1024
 _POLL = 0.1
 
 
@@ -247,8 +248,8 @@ class _Child:
         output = self._output
         with (
             selectors.DefaultSelector() as selector,
-            (self._run_dir / "events.jsonl").open("ab") as record,
-            _CappedLog(self._run_dir / "child.log") as log,
+            _Log(self._run_dir / "events.jsonl", limit=_EVENTS_LIMIT) as record,
+            _Log(self._run_dir / "child.log", limit=_LOG_LIMIT) as log,
         ):
             selector.register(self._events, selectors.EVENT_READ)
             selector.register(output, selectors.EVENT_READ)
@@ -271,7 +272,6 @@ class _Child:
                     *lines, buffer = (buffer + chunk).split(b"\n")
                     for line in lines:
                         record.write(line + b"\n")
-                        record.flush()
                         told = _tell(line, on_event) or told
                 if self._events not in {key.fd for key in selector.get_map().values()}:
                     break
@@ -295,14 +295,18 @@ class _Child:
             os.close(fd)
 
 
-class _CappedLog:
-    """What the child printed, to a size: a chatty ML repo must not fill the disk. The beginning is kept."""
+class _Log:
+    """What the child told, to a size: a chatty ML repo must not fill the disk, and a full disk must not end the run.
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab")
-        self._left = max(0, _LOG_LIMIT - path.stat().st_size)
+    The beginning is kept.
+    """
 
-    def __enter__(self) -> _CappedLog:
+    def __init__(self, path: Path, limit: int) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._limit = limit
+        self._left = max(0, limit - path.stat().st_size)
+
+    def __enter__(self) -> _Log:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -312,11 +316,11 @@ class _CappedLog:
         """Writes what still fits and says once that the rest is dropped."""
         if not self._left:
             return
-        self._file.write(chunk[: self._left])
-        self._left = max(0, self._left - len(chunk))
-        if not self._left:
-            self._file.write(b"\n[the output is longer than 4 MiB; the rest is dropped]\n")
-        self._file.flush()
+        with contextlib.suppress(OSError):
+            self._file.write(chunk[: self._left])
+            self._left = max(0, self._left - len(chunk))
+            if not self._left:
+                self._file.write(f"\n[longer than {self._limit:,} bytes; the rest is dropped]\n".encode())
 
 
 def _tell(line: bytes, on_event: Callable[[TrainingEvent], None]) -> TrainingError | None:

@@ -50,6 +50,7 @@ def run(work: Work) -> Outcome:
             "flops.version": version,
         },
         socket="inherited",
+        memory_mb=deployment.resources.memory if deployment and deployment.resources else None,
     )  # fmt: skip
 
     work.service = work.tools.runtime.apply(spec, verify=lambda address: _verify_before_takeover(work, address))

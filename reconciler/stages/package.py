@@ -19,13 +19,11 @@ EXTRA = "flops"
 
 
 def run(work: Work) -> Outcome:
-    """Fetch the registered model unless this digest's bundle is there, and make its environment ready."""
+    """Fetch the registered model unless this digest's bundle is there as recorded, and make its environment ready."""
     destination = work.tools.bundles / work.desired.run_digest[:32]
-    reused = (destination / EXTRA / "lock.json").is_file()
-    if not reused:
-        version = registered(work)
-        work.tools.tracking(work.desired.customer).download(version, destination)
-    work.bundle = destination
+    before = destination.stat().st_ino if destination.is_dir() else 0
+    work.bundle = work.tools.tracking(work.desired.customer).download(registered(work), destination)
+    reused = work.bundle.stat().st_ino == before
     if work.environment is None:
         lock = read_lock(destination)
         work.environment = work.tools.environments.ensure(lock, on_line=lambda line: work.tell("build", line))

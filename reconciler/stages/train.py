@@ -6,11 +6,11 @@ half-finished one goes on after its last round; only then is anything trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from reconciler.digests import short
 from reconciler.errors import TrainingError, Where
+from reconciler.federation.runtime_version import TRAINING_VERSION
 from reconciler.federation.training import TrainingEvent, TrainingJob, TrainingResult, run_training
 from reconciler.spec.models import Mode
 from reconciler.stages import build, resolve
@@ -37,10 +37,17 @@ def run(work: Work) -> Outcome:
         resolve.run(work)
     if work.environment is None:
         build.run(work)
+    sandbox: list[str] = []
+
+    def on_event(event: TrainingEvent) -> None:
+        if event.kind == "sandbox":
+            sandbox.append(event.message)
+        work.tell(event.kind, event.message, {"round": event.round, "total": event.total, **event.data})
+
     with ThreadPoolExecutor(max_workers=1) as pool:
         # A new customer's tracking server takes seconds to start: it does so while the learners do.
         server = pool.submit(work.tools.tracking, work.desired.customer)
-        work.training = run_training(_job(work), on_event=lambda event: _tell(work, event), cancelled=work.cancelled)
+        work.training = run_training(_job(work), on_event=on_event, cancelled=work.cancelled)
     if work.lock is not None:
         write_extras(work.training.model_dir, work.lock, work.training.samples)
     work.run_id = server.result().record_run(_record(work, work.training))
@@ -56,6 +63,7 @@ def run(work: Work) -> Outcome:
                 "metrics": {"accuracy": best.accuracy, "loss": best.loss},
                 "holdout": dict(work.training.holdout),
                 "resumed_from": work.training.resumed_from,
+                "sandbox": sandbox[-1] if sandbox else "",
             }
         },
     )
@@ -128,13 +136,9 @@ def _record(work: Work, result: TrainingResult) -> RunRecord:
             "flops.ml_repo_tree": work.declared.ml_repo["tree"],
             "flops.lock_digest": work.lock.digest if work.lock else "",
             "flops.dataset": work.dataset.digest if work.dataset else "",
+            "flops.runtime_version": TRAINING_VERSION,
         },
         sla=work.declared.sla_text,
         timings=dict(work.timings) | {"train": result.seconds},
         model_dir=result.model_dir,
     )
-
-
-def _tell(work: Work, event: TrainingEvent) -> None:
-    data: Mapping[str, object] = {"round": event.round, "total": event.total, **event.data}
-    work.tell(event.kind, event.message, data)

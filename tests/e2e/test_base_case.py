@@ -107,6 +107,7 @@ def test_merge_train_takeover_revert(bench: Workbench) -> None:
     assert third["digest"] == first["digest"]
     assert third["service"] == {"address": address, "digest": first["digest"]}
     assert third["model"]["version"] == "1"
+    assert third["model"]["aliases"] == ["development"]
     assert trainings(bench) == before
     assert len(set(before)) == len(before) == 2
 
@@ -140,3 +141,15 @@ def test_another_project_with_a_bad_sla_does_no_harm(bench: Workbench) -> None:
     bench.commit("Take it away again")
     bench.flops("reconcile", "--once")
     assert "bad" not in bench.flops("status", check=False)
+
+
+def test_a_damaged_bundle_is_fetched_again_before_it_serves(bench: Workbench) -> None:
+    digest = bench.status(PROJECT)["digest"]
+    bundle = bench.clone / ".flops" / "bundles" / digest[:32]
+    wanted = (bundle / "MLmodel").read_bytes()
+    bench.flops("stop")
+    (bundle / "MLmodel").chmod(0o644)
+    (bundle / "MLmodel").write_bytes(wanted[:-20])
+    bench.flops("reconcile", "--once")
+    assert (bundle / "MLmodel").read_bytes() == wanted
+    assert bench.status(PROJECT)["live"]["healthy"]
