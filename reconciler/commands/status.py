@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import orjson
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.table import Table
 
+from reconciler.commands.describe import overview, page
 from reconciler.console import line
 from reconciler.digests import short
 from reconciler.engine import Engine, open_engine
@@ -24,18 +27,35 @@ REFRESH = 1.0
 def show_status(repo: Path, state: Path | None, console: Console, project: str, *, as_json: bool, watch: bool) -> int:
     """Print the status; 0 when everything shown is Ready and Synced, 1 otherwise."""
     engine = open_engine(repo, state)
-    shown: dict[str, Document] | None = None
-    while True:
-        documents = _documents(engine, project)
-        if documents != shown:
-            shown = documents
-            if as_json:
-                print(orjson.dumps({"projects": list(documents.values())}, option=orjson.OPT_INDENT_2).decode())
-            else:
-                _table(console, documents)
-        if not watch:
-            return 0 if all(_good(document) for document in documents.values()) else 1
-        time.sleep(REFRESH)
+    documents = _documents(engine, project)
+    if as_json:
+        print(orjson.dumps({"projects": list(documents.values())}, option=orjson.OPT_INDENT_2).decode())
+    elif not watch:
+        console.print(_shown(documents, project))
+    if watch:
+        _watch(engine, console, project, documents, as_json=as_json)
+    return 0 if all(_good(document) for document in documents.values()) else 1
+
+
+def _watch(engine: Engine, console: Console, project: str, documents: dict[str, Document], *, as_json: bool) -> None:
+    """Show every change until interrupted: in place on a terminal, one below the other elsewhere, a document each as JSON."""
+    with Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else nullcontext() as live:
+        shown: dict[str, Document] | None = documents if as_json else None
+        while True:
+            if documents != shown:
+                shown = documents
+                if as_json:
+                    print(orjson.dumps({"projects": list(documents.values())}).decode(), flush=True)
+                elif live:
+                    live.update(_shown(documents, project), refresh=True)
+                else:
+                    console.print(_shown(documents, project))
+            time.sleep(REFRESH)
+            documents = _documents(engine, project)
+
+
+def _shown(documents: Mapping[str, Document], project: str) -> RenderableType:
+    return page(documents[project]) if project else overview(documents)
 
 
 def show_logs(repo: Path, state: Path | None, console: Console, project: str, *, follow: bool, service: bool) -> None:
@@ -98,34 +118,3 @@ def _documents(engine: Engine, project: str) -> dict[str, Document]:
 def _good(document: Mapping[str, Any]) -> bool:
     found = [condition(dict(document), kind) or {} for kind in ("Synced", "Ready")]
     return all(item.get("status") == "True" for item in found)
-
-
-def _table(console: Console, documents: Mapping[str, Document]) -> None:
-    table = Table()
-    for column in ("project", "synced", "ready", "model", "accuracy", "serves at"):
-        table.add_column(column, overflow="fold")
-    remarks = []
-    for name, document in sorted(documents.items()):
-        model = document.get("model") or {}
-        metrics = model.get("holdout") or model.get("metrics") or {}
-        accuracy = f"{metrics['accuracy']:.4f}" if isinstance(metrics.get("accuracy"), float) else ""
-        version = f"v{model['version']} {short(model['digest'])}" if model.get("version") else ""
-        service = document.get("service") or {}
-        live = document.get("live")
-        address = f"{service.get('address', '')}{'' if live and live['healthy'] else ' (down)'}" if service else ""
-        marks = [_mark(document, kind) for kind in ("Synced", "Ready")]
-        table.add_row(name, *marks, version, accuracy, address)
-        remarks += [
-            f"{name}: {kind}: {clean(item['message'])}"
-            for kind in ("Stalled", "Suspended", "Reconciling")
-            if (item := condition(document, kind))
-        ]
-    console.print(table)
-    for remark in remarks:
-        console.print(remark, markup=False, highlight=False, soft_wrap=True)
-
-
-def _mark(document: Document, kind: str) -> str:
-    found = condition(document, kind) or {}
-    style = "green" if found.get("status") == "True" else "red"
-    return f"[{style}]{found.get('status', '?')}[/] {found.get('reason', '')}"

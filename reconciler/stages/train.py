@@ -40,9 +40,11 @@ def run(work: Work) -> Outcome:
     sandbox: list[str] = []
 
     def on_event(event: TrainingEvent) -> None:
+        message = event.message
         if event.kind == "sandbox":
-            sandbox.append(event.message)
-        work.tell(event.kind, event.message, {"round": event.round, "total": event.total, **event.data})
+            sandbox.append(message)
+            message = f"learners run in a sandbox: {message}"
+        work.tell(event.kind, message, {"round": event.round, "total": event.total, **event.data})
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         # A new customer's tracking server takes seconds to start: it does so while the learners do.

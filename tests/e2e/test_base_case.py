@@ -79,6 +79,8 @@ def test_merge_train_takeover_revert(bench: Workbench) -> None:
     assert first["model"]["holdout"]["accuracy"] >= 0.80
     assert first["verification"]["passed"]
     address = first["service"]["address"]
+    page = bench.flops("status", PROJECT)
+    assert all(text in page for text in ("held out accuracy", "Converged", address, "register"))
 
     bench.git("fetch", "-q", "origin")
     commits = status_commits(bench)
