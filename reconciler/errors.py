@@ -7,6 +7,7 @@
     ├── DataError               FL4xxx  datasets: fetching, checking, sharding
     ├── TrainingError           FL5xxx  federated learning: the ML repo's code, learners, quorum
     ├── TrackingError           FL6xxx  MLflow: server, runs, registry, gate
+    ├── ImageError              FL61xx  images: build plans, base images, layers, registries
     ├── ServingError            FL7xxx  runtimes and inference: ports, health, verification
     ├── StatusError             FL8xxx  the status branch
     └── ControllerError         FL9xxx  the loop, the journal, the disk
@@ -156,6 +157,16 @@ CODES: dict[str, str] = {
     "FL6020": "the registry lost the version of a digest",
     "FL6021": "MLflow lost the run of a digest",
     "FL6030": "the tracking server does not answer",
+    # --- FL61xx images: the store and the assembler
+    "FL6101": "not a platform",
+    "FL6102": "not a digest",
+    "FL6103": "a manifest that cannot be understood",
+    "FL6104": "a blob that is not what its digest announces",
+    "FL6105": "the disk is full while an image is made",
+    "FL6106": "an image that is not complete",
+    "FL6107": "a damaged image store",
+    "FL6108": "the image store cannot be written",
+    # --- FL614x images: base images, registries, signing
     # --- FL7xxx serving
     "FL7001": "the port is in use",
     "FL7002": "the server ended before it was ready",
@@ -259,6 +270,10 @@ class TrainingError(FlopsError):
 
 class TrackingError(FlopsError):
     """MLflow: the tracking server, runs, the registry or the gate."""
+
+
+class ImageError(FlopsError):
+    """An image that cannot be planned, assembled, pushed or served."""
 
 
 class ServingError(FlopsError):
