@@ -54,6 +54,10 @@ CODES: dict[str, str] = {
     "FL1033": "a file that cannot be read",
     "FL1034": "several SLAs in one project",
     "FL1035": "a name that no project may have",
+    "FL1041": "a build plan whose name and kind differ",
+    "FL1042": "a base image that the operator does not allow",
+    "FL1043": "a build by an engine that the operator does not allow",
+    "FL1044": "a build plan that is of no kind",
     # --- FL2xxx source
     "FL2001": "a Git command failed",
     "FL2002": "a Git command took too long",

@@ -270,6 +270,19 @@ class BudgetConfig(_Model):
     max_parallel: int = Field(4, ge=1, le=256, description="Projects that are worked on at the same time.")
 
 
+class ImagesConfig(_Model):
+    """What the operator says about images; no build plan can go beyond it."""
+
+    default_base: str = Field(
+        "scratch", min_length=1, max_length=500, pattern=r"^[A-Za-z0-9._/:@{}-]+$",
+        description="Base image of plans that say `default`, such as python:{python}-slim; scratch takes this machine's Python.",
+    )  # fmt: skip
+    allowed_bases: list[Annotated[str, Field(min_length=1, max_length=500)]] = Field(
+        default_factory=list, max_length=100, description="Patterns such as python:* that other base images must match; empty: any."
+    )
+    allow_engine_build: bool = Field(False, description="Build plans may have packages without a wheel built by a Docker engine.")
+
+
 class OperatorConfig(_Model):
     """`flops.yaml`: the operator's settings."""
 
@@ -281,6 +294,7 @@ class OperatorConfig(_Model):
         None, description="An MLflow server to use instead of one per customer."
     )
     budget: BudgetConfig = Field(default_factory=BudgetConfig, description="What trainings may take together.")
+    images: ImagesConfig = Field(default_factory=ImagesConfig, description="How images are made.")
     allow_empty: bool = Field(False, description="Allow a commit that removes every project.")
     data_directories: dict[str, str] = Field(default_factory=dict, description="Directories of data files by tag.")
     poll_interval: Duration = Field(60.0, description="How often a remote is asked for commits.")
