@@ -1,7 +1,7 @@
 """The OCI distribution API of one registry, as far as images need it: manifests, blobs, tags, referrers.
 
-Blobs are streamed from and to disk and are never held in memory; what breaks off goes on where it stopped. What is read
-is checked against its digest before anybody sees it.
+Blobs are streamed from and to disk and are never held in memory; a download that breaks off goes on where it stopped. What
+is read is checked against its digest before anybody sees it.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Registry:
                 raise errors.refused(self.host, response.status_code, response.read()[:4096], "GET")
             # A registry without ranges starts anew; what is here already is passed over.
             skip = begun if response.status_code == 200 else 0
-            for part in self._session.paced(response.iter_raw(CHUNK)):
+            for part in self._session.paced(response.iter_raw()):
                 fresh = part[skip:]
                 skip = max(0, skip - len(part))
                 if writer.size + len(fresh) > blob.size:
@@ -169,14 +169,12 @@ class Registry:
                     tell(len(fresh))
 
     def upload(self, repository: str, blob: Descriptor, path: Path, *, tell: Tell | None = None) -> None:
-        """A blob from a file; goes on after what the registry has when the connection breaks."""
-        location, sent = "", 0
+        """A blob from a file, streamed in one request; sent anew when the connection breaks (see ADR 8 for why not resumed)."""
         for attempt in range(self._patience.attempts):
             try:
-                if not location:
-                    location, sent = self._begin(repository), 0
-                if sent < blob.size:
-                    location = self._send_rest(location, repository, path, blob.size, sent, tell)
+                location = self._begin(repository)
+                if blob.size:
+                    location = self._send(location, repository, path, blob.size, tell)
                 self._finish(location, repository, blob)
                 return
             except ImageError as error:
@@ -186,19 +184,15 @@ class Registry:
                 # It may have arrived although its answer did not.
                 if self.has_blob(repository, blob.digest):
                     return
-                location, sent = self._where(location, repository, blob.size) if location else ("", 0)
 
     def _begin(self, repository: str) -> str:
-        answer = self._session.ask("POST", f"/v2/{repository}/blobs/uploads/", _push(repository))
-        return self._location(answer)
+        return self._location(self._session.ask("POST", f"/v2/{repository}/blobs/uploads/", _push(repository)))
 
-    def _send_rest(self, location: str, repository: str, path: Path, size: int, begun: int, tell: Tell | None) -> str:
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size - begun)}
-        if begun:
-            headers["Content-Range"] = f"{begun}-{size - 1}"
+    def _send(self, location: str, repository: str, path: Path, size: int, tell: Tell | None) -> str:
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
 
         def body() -> Iterator[bytes]:
-            return self._session.paced(_parts(path, begun, tell))
+            return self._session.paced(_parts(path, tell))
 
         with self._session.open("PATCH", location, _push(repository), headers=headers, body=body) as response:
             content = response.read()
@@ -210,19 +204,6 @@ class Registry:
         parts = urlsplit(location)
         query = "&".join(item for item in (parts.query, urlencode({"digest": blob.digest})) if item)
         self._session.ask("PUT", urlunsplit(parts._replace(query=query)), _push(repository), retry=False)
-
-    def _where(self, location: str, repository: str, size: int) -> tuple[str, int]:
-        """Where a broken upload stopped; a new one when the registry does not know."""
-        try:
-            answer = self._session.ask("GET", location, _push(repository), missing_ok=True, retry=False)
-            last = answer.headers.get("Range", "").rpartition("-")[2]
-            # "0-0" stands for nothing and for one byte alike: then a new upload is the sure way.
-            if answer.status != 404 and last.isdecimal() and 0 < int(last) < size:
-                return self._location(answer), int(last) + 1
-        except ImageError as error:
-            if error.code not in {"FL6142", "FL6143", "FL6148", "FL6149"}:
-                raise
-        return "", 0
 
     def _location(self, answer: Answer) -> str:
         location = answer.headers.get("Location", "")
@@ -236,9 +217,8 @@ def fallback_tag(digest: str) -> str:
     return checked_digest(digest).replace(":", "-")
 
 
-def _parts(path: Path, begun: int, tell: Tell | None) -> Iterator[bytes]:
+def _parts(path: Path, tell: Tell | None) -> Iterator[bytes]:
     with path.open("rb") as file:
-        file.seek(begun)
         while part := file.read(CHUNK):
             yield part
             if tell:

@@ -115,11 +115,12 @@ class Session:
     ) -> Iterator[httpx.Response]:  # fmt: skip
         """One request, with a token where one is asked for; `body` is called anew for each try. Raises ImageError."""
         with errors.said_clearly(self.host):
-            response = self._send(method, url, headers, body, self._granted.get(scope, ""))
+            sent = self._granted.get(scope, "")
+            response = self._send(method, url, headers, body, sent)
             if response.status_code == 401:
                 challenge = response.headers.get_list("WWW-Authenticate")
                 response.close()
-                header = self._grant(scope, challenge, stale=self._granted.get(scope, ""))
+                header = self._grant(scope, challenge, stale=sent)
                 response = self._send(method, url, headers, body, header)
             try:
                 yield response

@@ -134,7 +134,7 @@ def test_passing_failures_are_tried_again(tmp_path: Path, registry: RunningRegis
     failures = [b"503 Service Unavailable", b"429 Too Many Requests", b"502 Bad Gateway"]
 
     def spoil(_head: str) -> bytes | None:
-        return b"HTTP/1.1 " + failures.pop() + b"\r\nContent-Length: 0\r\nRetry-After: 1\r\n\r\n" if failures else None
+        return b"HTTP/1.1 " + failures.pop() + b"\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n" if failures else None
 
     assert publish(layout, make_image(layout), Proxy(registry.port, spoil).host).uploaded == 4
     assert not failures
