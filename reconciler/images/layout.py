@@ -285,6 +285,10 @@ class Layout:
         """What is attached to an image, by its digest."""
         return [_plain(entry) for entry in self._entries() if entry.annotations.get(SUBJECT) == digest]
 
+    def subjects(self) -> set[str]:
+        """The digests of all images that something is attached to."""
+        return {entry.annotations[SUBJECT] for entry in self._entries() if SUBJECT in entry.annotations}
+
     def remove_referrer(self, digest: str) -> bool:
         """Detach a manifest; False when it was not attached."""
         with self._existing_lock():
