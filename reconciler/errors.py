@@ -204,6 +204,9 @@ CODES: dict[str, str] = {
     "FL6160": "a signing key that cannot be used",
     "FL6161": "the password of a signing key is wrong",
     "FL6162": "an image without a signature that holds",
+    "FL6163": "a lock or time that no bill of materials can be made from",
+    "FL6170": "the registry of the image store cannot listen",
+    "FL6171": "an image that the store does not have",
     # --- FL7xxx serving
     "FL7001": "the port is in use",
     "FL7002": "the server ended before it was ready",
