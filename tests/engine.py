@@ -35,7 +35,7 @@ def missing(what: str) -> NoReturn:
     """Skip, or fail where an engine is required, as in CI."""
     if os.environ.get("FLOPS_REQUIRE_ENGINE") == "1":
         pytest.fail(f"{what}; FLOPS_REQUIRE_ENGINE asks for it", pytrace=False)
-    pytest.skip(f"{what}; run `eval \"$(ci/engine.sh start)\"` first")
+    pytest.skip(f'{what}; run `eval "$(ci/engine.sh start)"` first')
 
 
 def tool(name: str) -> str:

@@ -55,7 +55,9 @@ class LayoutSource:
     def top(self) -> Descriptor:
         """By its tag; without one, `latest` or the only one there is."""
         if not (self._root / "oci-layout").is_file() or not (self._root / "index.json").is_file():
-            raise ImageError("FL6157", f"{self._root} is not an OCI image layout.", cure="Name a directory with oci-layout and index.json.")
+            raise ImageError(
+                "FL6157", f"{self._root} is not an OCI image layout.", cure="Name a directory with oci-layout and index.json."
+            )
         try:
             content = orjson.loads((self._root / "index.json").read_bytes())
             entries = [Descriptor.from_dict(item) for item in content["manifests"]]
@@ -148,7 +150,9 @@ class EngineSource:
                 client.close()
         except docker.errors.ImageNotFound as error:
             raise ImageError(
-                "FL6146", f"There is no image {self._name} in the Docker Engine.", cure="Build or load it there, or correct the name."
+                "FL6146",
+                f"There is no image {self._name} in the Docker Engine.",
+                cure="Build or load it there, or correct the name.",
             ) from error
         except (docker.errors.DockerException, requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise ImageError(
@@ -180,7 +184,9 @@ class EngineSource:
                     return self._import(archive)
             except (tarfile.TarError, KeyError, IndexError, TypeError, orjson.JSONDecodeError) as error:
                 raise ImageError(
-                    "FL6155", f"What the Docker Engine saved of {self._name} cannot be read: {error}.", cure="Try it with `docker save`."
+                    "FL6155",
+                    f"What the Docker Engine saved of {self._name} cannot be read: {error}.",
+                    cure="Try it with `docker save`.",
                 ) from error
 
     def _import(self, archive: tarfile.TarFile) -> Descriptor:
@@ -189,7 +195,12 @@ class EngineSource:
         diff_ids = orjson.loads(data)["rootfs"]["diff_ids"]
         layers = [self._layer(archive, name, diff_id) for name, diff_id in zip(listed["Layers"], diff_ids, strict=True)]
         config = self._layout.add_bytes(data, CONFIG)
-        content = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config.to_dict(), "layers": [item.to_dict() for item in layers]}
+        content = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": config.to_dict(),
+            "layers": [item.to_dict() for item in layers],
+        }
         return self._layout.add_json(content, MANIFEST)
 
     def _layer(self, archive: tarfile.TarFile, name: str, diff_id: str) -> Descriptor:

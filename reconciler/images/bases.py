@@ -129,7 +129,9 @@ def _layer(layer: Descriptor, reference: str) -> Descriptor:
     media_type = _DOCKER_LAYERS.get(layer.media_type, layer.media_type)
     if media_type not in {LAYER_GZIP, LAYER_TAR, LAYER_ZSTD}:
         raise ImageError(
-            "FL6154", f"The base image {reference} has a layer of the kind {layer.media_type[:80]}.", cure="Use one with ordinary layers."
+            "FL6154",
+            f"The base image {reference} has a layer of the kind {layer.media_type[:80]}.",
+            cure="Use one with ordinary layers.",
         )
     return Descriptor(media_type, layer.digest, layer.size)
 

@@ -103,7 +103,10 @@ class _Push:
             path = self._layout.blob_path(blob.digest)
             if not path.exists():
                 raise ImageError(
-                    "FL6106", f"The image store lacks {blob.digest[:19]}… of {self._target}.", cure="Build it again.", transient=True
+                    "FL6106",
+                    f"The image store lacks {blob.digest[:19]}… of {self._target}.",
+                    cure="Build it again.",
+                    transient=True,
                 )
             self._tell(f"pushing {blob.digest[7:19]} ({blob.size / 1e6:,.1f} MB)")
             self._registry.upload(repository, blob, path)

@@ -5,6 +5,7 @@ The host is always written out: there is no registry that is meant when none is 
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from dataclasses import dataclass, replace
@@ -64,6 +65,15 @@ def split_name(name: str) -> tuple[str, str]:
     """Repository and tag of a name in a layout: `customer/project:digest`."""
     repository, colon, tag = name.rpartition(":")
     return (repository, tag) if colon and "/" not in tag else (name, "latest")
+
+
+def repository_name(*parts: str) -> str:
+    """A repository for names that were not made for it, such as a customer and a project; different parts, different names."""
+    made = []
+    for part in parts:
+        name = re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")[:60]
+        made.append(name if name == part else f"{name or 'x'}-{hashlib.sha256(part.encode()).hexdigest()[:8]}")
+    return "/".join(made)
 
 
 def is_loopback(host: str) -> bool:

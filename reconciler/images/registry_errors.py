@@ -93,7 +93,9 @@ def refused(host: str, status: int, content: bytes, what: str) -> ImageError:
     """Any other status, with what the registry says about it."""
     said = _said(content)
     tail = f" It said: {said}" if said else ""
-    if status in {413, 507} or re.search(r"no space left|disk quota|quota exceeded|\"Err\":\s?(28|122)\b", content.decode(errors="replace"), re.I):
+    if status in {413, 507} or re.search(
+        r"no space left|disk quota|quota exceeded|\"Err\":\s?(28|122)\b", content.decode(errors="replace"), re.I
+    ):
         return ImageError(
             "FL6147", f"The registry {host} has no space left or takes nothing so large ({status}).{tail}",
             cure="Free space there, or raise its limit for uploads; it is tried again.", transient=True,
@@ -104,7 +106,9 @@ def refused(host: str, status: int, content: bytes, what: str) -> ImageError:
             cure=f"Run `docker login {host}` as a user who may push there.",
         )  # fmt: skip
     if status >= 500 or status in {408, 429}:
-        return ImageError("FL6148", f"The registry {host} fails ({status}, {what}).{tail}", cure="It is tried again.", transient=True)
+        return ImageError(
+            "FL6148", f"The registry {host} fails ({status}, {what}).{tail}", cure="It is tried again.", transient=True
+        )
     return ImageError("FL6149", f"The registry {host} rejects that ({status}, {what}).{tail}", cure="See the registry's log.")
 
 

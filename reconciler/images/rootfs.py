@@ -30,14 +30,20 @@ def find_python(layout: Layout, layers: Sequence[Descriptor]) -> str | None:
             if last.startswith(".wh."):
                 hidden = f"{folder}/{last.removeprefix('.wh.')}"
                 opaque = last == ".wh..wh..opq"
-                there = {key: value for key, value in there.items() if key != hidden and not (opaque and key.startswith(f"{folder}/"))}
+                there = {
+                    key: value for key, value in there.items() if key != hidden and not (opaque and key.startswith(f"{folder}/"))
+                }
             elif _INTERPRETER.fullmatch(name) and (member.isfile() or member.issym() or member.islnk()):
                 there[name] = member.linkname if member.issym() else ""
     for prefix in ("usr/local/bin", "usr/bin"):
         target = there.get(f"{prefix}/python3", "")
         if found := re.fullmatch(r"(?:.*/)?python(3\.\d+)", target):
             return found[1]
-        versions = [int(match[2]) for name in there if name.startswith(f"{prefix}/") and (match := _INTERPRETER.fullmatch(name)) and match[2]]
+        versions = [
+            int(match[2])
+            for name in there
+            if name.startswith(f"{prefix}/") and (match := _INTERPRETER.fullmatch(name)) and match[2]
+        ]
         if versions:
             return f"3.{max(versions)}"
     return None
@@ -46,7 +52,10 @@ def find_python(layout: Layout, layers: Sequence[Descriptor]) -> str | None:
 def members(layout: Layout, layer: Descriptor) -> Iterator[tarfile.TarInfo]:
     """The entries of a layer that is in the store. Raises ImageError FL6103 when it is no tar."""
     try:
-        with layout.blob_path(layer.digest).open("rb") as file, tarfile.open(fileobj=unpacked(file, layer.media_type), mode="r|") as tar:
+        with (
+            layout.blob_path(layer.digest).open("rb") as file,
+            tarfile.open(fileobj=unpacked(file, layer.media_type), mode="r|") as tar,
+        ):
             for number, member in enumerate(tar):
                 if number > _LIMIT:
                     raise _no_tar(layer, "it has too many files")

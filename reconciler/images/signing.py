@@ -189,5 +189,6 @@ def _password() -> ImageError:
 
 
 def _unusable(why: str) -> ImageError:
-    return ImageError("FL6160", f"The signing key cannot be used: {why}.", cure="Give a key as `cosign generate-key-pair` makes it.")
-
+    return ImageError(
+        "FL6160", f"The signing key cannot be used: {why}.", cure="Give a key as `cosign generate-key-pair` makes it."
+    )

@@ -208,7 +208,9 @@ def trusted_certificates(host: str) -> ssl.SSLContext:
 
 
 def _never_in_plain_text(request: httpx.Request) -> None:
-    if request.url.scheme != "https" and not is_loopback(request.url.host if ":" not in request.url.host else f"[{request.url.host}]"):
+    if request.url.scheme != "https" and not is_loopback(
+        request.url.host if ":" not in request.url.host else f"[{request.url.host}]"
+    ):
         raise errors.plain_text(request.url.host)
 
 

@@ -33,7 +33,9 @@ def store(tmp_path: Path) -> Layout:
 
 def resolve(reference: str, store: Layout, *platforms: Platform) -> dict[str, BaseImage]:
     records = Records(store.root / "cache", store)
-    return resolve_base(reference, platforms or (AMD64, ARM64), store, records=records, connect=lambda host: Registry(host, patience=PATIENT))
+    return resolve_base(
+        reference, platforms or (AMD64, ARM64), store, records=records, connect=lambda host: Registry(host, patience=PATIENT)
+    )
 
 
 def test_a_layout_on_disk(base_layout: Path, store: Layout) -> None:
@@ -134,6 +136,10 @@ def test_the_interpreter_of_a_root(store: Layout, layers: list[list[str]], versi
 
 def test_a_layer_that_is_no_tar(store: Layout) -> None:
     blob = store.add_bytes(b"not gzip", LAYER_GZIP)
-    for broken in (blob, replace(blob, media_type="application/vnd.oci.image.layer.v1.tar+zstd"), store.add_bytes(gzip.compress(b"x" * 600), LAYER_GZIP)):
+    for broken in (
+        blob,
+        replace(blob, media_type="application/vnd.oci.image.layer.v1.tar+zstd"),
+        store.add_bytes(gzip.compress(b"x" * 600), LAYER_GZIP),
+    ):
         with pytest.raises(ImageError, match="FL6103"):
             find_python(store, [broken])

@@ -128,7 +128,9 @@ def test_credential_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     helper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"credHelpers": {"one.example.invalid": "vault", "bad.example.invalid": "lost"}, "credsStore": "vault"}))
+    path.write_text(
+        json.dumps({"credHelpers": {"one.example.invalid": "vault", "bad.example.invalid": "lost"}, "credsStore": "vault"})
+    )
     config = DockerConfig(path)
     login = config.login("one.example.invalid")
     assert login is not None
@@ -168,6 +170,8 @@ def test_references_that_are_none(text: str) -> None:
 
 def test_only_this_machine_is_spoken_to_in_plain_text() -> None:
     assert [is_loopback(host) for host in ("localhost:1", "127.0.0.2", "[::1]:5000")] == [True] * 3
-    assert [is_loopback(host) for host in ("localhost.example.invalid", "10.0.0.1:5000", "127.0.0.1.example.invalid")] == [False] * 3
+    assert [is_loopback(host) for host in ("localhost.example.invalid", "10.0.0.1:5000", "127.0.0.1.example.invalid")] == [
+        False
+    ] * 3
     assert split_name("acme/digits:1") == ("acme/digits", "1")
     assert split_name("acme/digits") == ("acme/digits", "latest")

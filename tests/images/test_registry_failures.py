@@ -83,7 +83,9 @@ def test_a_push_that_is_cut_off_for_good_leaves_the_tag_as_it_was(tmp_path: Path
 @pytest.mark.parametrize("kind", ["manifests/sha256", "manifests/1"])
 def test_a_push_whose_manifests_are_rejected_publishes_nothing(tmp_path: Path, registry: RunningRegistry, kind: str) -> None:
     layout = layout_at(tmp_path)
-    answer = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 58\r\n\r\n" + b'{"errors":[{"code":"POLICY","message":"unsigned images"}]}'
+    answer = (
+        b"HTTP/1.1 400 Bad Request\r\nContent-Length: 58\r\n\r\n" + b'{"errors":[{"code":"POLICY","message":"unsigned images"}]}'
+    )
     proxy = Proxy(registry.port, lambda head: answer if head.startswith("PUT") and kind in head else None)
     with pytest.raises(ImageError, match="POLICY: unsigned images") as failure:
         publish(layout, make_image(layout), proxy.host)
@@ -134,7 +136,11 @@ def test_passing_failures_are_tried_again(tmp_path: Path, registry: RunningRegis
     failures = [b"503 Service Unavailable", b"429 Too Many Requests", b"502 Bad Gateway"]
 
     def spoil(_head: str) -> bytes | None:
-        return b"HTTP/1.1 " + failures.pop() + b"\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n" if failures else None
+        return (
+            b"HTTP/1.1 " + failures.pop() + b"\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
+            if failures
+            else None
+        )
 
     assert publish(layout, make_image(layout), Proxy(registry.port, spoil).host).uploaded == 4
     assert not failures
