@@ -23,6 +23,8 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
+registry_app = typer.Typer(no_args_is_help=True, help="The image store as a registry.")
+app.add_typer(registry_app, name="registry")
 console = Console()
 complain = Console(stderr=True)
 
@@ -190,6 +192,54 @@ def tracking(
     from reconciler.commands.inference import show_tracking
 
     show_tracking(repo, state, customer)
+
+
+@app.command()
+def images(
+    project: Annotated[str, typer.Argument(help="A part of the names [all].")] = "",
+    pin: Annotated[list[str] | None, typer.Option("--pin", metavar="IMAGE", help="Never collect this image.")] = None,
+    unpin: Annotated[list[str] | None, typer.Option("--unpin", metavar="IMAGE", help="Collect it like others again.")] = None,
+    output: Annotated[Output, typer.Option("-o", "--output")] = Output.TEXT,
+    repo: Repo = HERE,
+    state: State = None,
+) -> None:
+    """The images of the embedded store: platforms, sizes, what runs and what is pinned."""
+    from reconciler.commands.images import pin_images, show_images
+
+    pin_images(repo, state, console, pin or [], pinned=True)
+    pin_images(repo, state, console, unpin or [], pinned=False)
+    if not pin and not unpin:
+        raise typer.Exit(show_images(repo, state, console, project, as_json=output is Output.JSON))
+
+
+@app.command()
+def gc(
+    keep: Annotated[int, typer.Option(min=1, help="Digests that each project keeps, the newest first.")] = 3,
+    grace: Annotated[float, typer.Option(min=0, help="Keep what was written or used in the last so many minutes.")] = 60,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    output: Annotated[Output, typer.Option("-o", "--output")] = Output.TEXT,
+    repo: Repo = HERE,
+    state: State = None,
+) -> None:
+    """Remove images and layers that nobody needs; what runs and what is pinned stays."""
+    from reconciler.commands.images import collect_images
+
+    raise typer.Exit(
+        collect_images(repo, state, console, keep_last=keep, grace=grace * 60, dry_run=dry_run, as_json=output is Output.JSON)
+    )
+
+
+@registry_app.command("serve")
+def registry_serve(
+    host: Annotated[str, typer.Option(help="Where to listen; off this machine only when it is said here.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 5000,
+    repo: Repo = HERE,
+    state: State = None,
+) -> None:
+    """Offer the image store to `docker pull`, skopeo and others; nothing can be pushed to it."""
+    from reconciler.commands.images import serve_registry
+
+    serve_registry(repo, state, console, host=host, port=port)
 
 
 @app.command()

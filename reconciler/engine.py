@@ -36,6 +36,11 @@ def cache_directory() -> Path:
     return Path(configured).expanduser() if configured else Path.home() / ".cache" / "flops-gitops"
 
 
+def image_layout(state: Path) -> Path:
+    """The image store of a state directory."""
+    return state / "images"
+
+
 @dataclass(slots=True)
 class Engine:
     """One instance of the reconciler over one GitOps repo."""

@@ -7,6 +7,7 @@
     ├── DataError               FL4xxx  datasets: fetching, checking, sharding
     ├── TrainingError           FL5xxx  federated learning: the ML repo's code, learners, quorum
     ├── TrackingError           FL6xxx  MLflow: server, runs, registry, gate
+    ├── ImageError              FL61xx  images: build plans, base images, layers, registries
     ├── ServingError            FL7xxx  runtimes and inference: ports, health, verification
     ├── StatusError             FL8xxx  the status branch
     └── ControllerError         FL9xxx  the loop, the journal, the disk
@@ -54,6 +55,10 @@ CODES: dict[str, str] = {
     "FL1034": "several SLAs in one project",
     "FL1035": "a name that no project may have",
     "FL1036": "a Git repo of the reconciler's own machine",
+    "FL1041": "a build plan whose name and kind differ",
+    "FL1042": "a base image that the operator does not allow",
+    "FL1043": "a build by an engine that the operator does not allow",
+    "FL1044": "a build plan that is of no kind",
     # --- FL2xxx source
     "FL2001": "a Git command failed",
     "FL2002": "a Git command took too long",
@@ -158,6 +163,52 @@ CODES: dict[str, str] = {
     "FL6020": "the registry lost the version of a digest",
     "FL6021": "MLflow lost the run of a digest",
     "FL6030": "the tracking server does not answer",
+    # --- FL61xx images: the store and the assembler
+    "FL6101": "not a platform",
+    "FL6102": "not a digest",
+    "FL6103": "a manifest that cannot be understood",
+    "FL6104": "a blob that is not what its digest announces",
+    "FL6105": "the disk is full while an image is made",
+    "FL6106": "an image that is not complete",
+    "FL6107": "a damaged image store",
+    "FL6108": "the image store cannot be written",
+    "FL6110": "a package without a wheel for a platform",
+    "FL6111": "wheels that cannot be fetched",
+    "FL6112": "a wheel that is refused",
+    "FL6113": "a link or special file that would go into an image",
+    "FL6114": "too much for an image",
+    "FL6115": "a file that changed or went while an image was made",
+    "FL6116": "a file name that is refused in an image",
+    "FL6120": "a base image without the Python that is needed",
+    "FL6121": "a base image without a Debian package",
+    "FL6122": "a base image that wheels do not run on",
+    "FL6123": "a Python that is not the build plan's",
+    "FL6124": "a platform that the build plan does not have",
+    "FL6125": "no interpreter for an image without a base",
+    # --- FL614x images: base images, registries, signing
+    "FL6140": "not the name of an image in a registry",
+    "FL6141": "Docker's credentials cannot be used",
+    "FL6142": "a registry that does not answer or breaks off",
+    "FL6143": "a registry that is too slow",
+    "FL6144": "a registry whose certificate is not trusted",
+    "FL6145": "a registry that asks for another login",
+    "FL6146": "an image that does not exist",
+    "FL6147": "a registry without space",
+    "FL6148": "a registry that fails",
+    "FL6149": "a registry that rejects a request",
+    "FL6150": "an image of a registry that is not what its digest announces",
+    "FL6151": "a registry that would be spoken to without encryption",
+    "FL6152": "a manifest of a registry that is too large",
+    "FL6153": "a base image without a platform that is needed",
+    "FL6154": "a base image of a kind that cannot be used",
+    "FL6155": "a Docker Engine that does not hand out an image",
+    "FL6157": "a directory that is not an OCI image layout",
+    "FL6160": "a signing key that cannot be used",
+    "FL6161": "the password of a signing key is wrong",
+    "FL6162": "an image without a signature that holds",
+    "FL6163": "a lock or time that no bill of materials can be made from",
+    "FL6170": "the registry of the image store cannot listen",
+    "FL6171": "an image that the store does not have",
     # --- FL7xxx serving
     "FL7001": "the port is in use",
     "FL7002": "the server ended before it was ready",
@@ -261,6 +312,10 @@ class TrainingError(FlopsError):
 
 class TrackingError(FlopsError):
     """MLflow: the tracking server, runs, the registry or the gate."""
+
+
+class ImageError(FlopsError):
+    """An image that cannot be planned, assembled, pushed or served."""
 
 
 class ServingError(FlopsError):

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from reconciler.engine import cache_directory
+from tests.engine import base_layout, base_rootfs, engine, registry, start_registry
+
+__all__ = ["base_layout", "base_rootfs", "engine", "registry", "start_registry"]  # fixtures for every test
 
 
 class Repos:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from reconciler.errors import SpecError, SpecErrors, Where
+from reconciler.spec.build_plan import BuildPlan, wrong_kind
 from reconciler.spec.models import NAME, MockData, OperatorConfig, ProjectSLA
 from reconciler.spec.yaml_reader import MAX_ERRORS, Document, Path, read, shown
 
@@ -45,6 +47,14 @@ def load_mock_data(data: bytes, path: str) -> MockData:
 def load_operator_config(data: bytes, path: str) -> OperatorConfig:
     """A `flops.yaml`. Raises SpecErrors."""
     return load(OperatorConfig, data, path)
+
+
+def load_build_plan(data: bytes, path: str) -> BuildPlan:
+    """A build plan. Raises SpecErrors; FL1041 when the file's name is that of another kind."""
+    plan = load(BuildPlan, data, path)
+    if plan.kind != PurePosixPath(path).stem:
+        raise SpecErrors([wrong_kind(plan.kind, Where(path, 1))])
+    return plan
 
 
 def load(model: type[Model], data: bytes, path: str) -> Model:

@@ -288,6 +288,19 @@ class PortsConfig(_Model):
         return range(self.first, self.last + 1)
 
 
+class ImagesConfig(_Model):
+    """What the operator says about images; no build plan can go beyond it."""
+
+    default_base: str = Field(
+        "scratch", min_length=1, max_length=500, pattern=r"^[A-Za-z0-9._/:@{}-]+$",
+        description="Base image of plans that say `default`, such as python:{python}-slim; scratch takes this machine's Python.",
+    )  # fmt: skip
+    allowed_bases: list[Annotated[str, Field(min_length=1, max_length=500)]] = Field(
+        default_factory=list, max_length=100, description="Patterns such as python:* that other base images must match; empty: any."
+    )
+    allow_engine_build: bool = Field(False, description="Build plans may have packages without a wheel built by a Docker engine.")
+
+
 class OperatorConfig(_Model):
     """`flops.yaml`: the operator's settings."""
 
@@ -303,6 +316,7 @@ class OperatorConfig(_Model):
     allow_file_urls: bool = Field(
         False, description="Allow file:// in ml_repo_url: any Git repo that the reconciler may read can then be named by an SLA."
     )
+    images: ImagesConfig = Field(default_factory=ImagesConfig, description="How images are made.")
     allow_empty: bool = Field(False, description="Allow a commit that removes every project.")
     data_directories: dict[str, str] = Field(default_factory=dict, description="Directories of data files by tag.")
     poll_interval: Duration = Field(60.0, description="How often a remote is asked for commits.")

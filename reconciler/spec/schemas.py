@@ -9,9 +9,15 @@ from typing import Any
 import orjson
 from pydantic import BaseModel
 
+from reconciler.spec.build_plan import BuildPlan
 from reconciler.spec.models import MockData, OperatorConfig, ProjectSLA
 
-MODELS: dict[str, type[BaseModel]] = {"sla": ProjectSLA, "mock_data": MockData, "flops": OperatorConfig}
+MODELS: dict[str, type[BaseModel]] = {
+    "sla": ProjectSLA,
+    "mock_data": MockData,
+    "flops": OperatorConfig,
+    "build_plan": BuildPlan,
+}
 
 
 FLOWER_NAMES = [

@@ -12,14 +12,16 @@ from pathlib import Path
 import orjson
 
 from reconciler.errors import FlopsError, SpecError, SpecErrors, Where
+from reconciler.spec.build_plan import KINDS
 from reconciler.spec.dependencies import circles, missing
-from reconciler.spec.loader import load_document, load_mock_data, load_operator_config
+from reconciler.spec.loader import load_build_plan, load_document, load_mock_data, load_operator_config
 from reconciler.spec.models import NAME, ProjectSLA
 from reconciler.spec.yaml_reader import MAX_BYTES, Document, read
 
 SLA_NAMES = ("sla.yaml", "sla.yml", "sla.json")
 MOCK_NAMES = ("mock_data.yaml", "mock_data.yml", "mock_data.json")
 OPERATOR_NAME = "flops.yaml"
+PLANS = "build_plans"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,11 @@ def _validate(file: Path, shown: str) -> _Project | None:
         load_mock_data(data, shown)
     elif file.name == OPERATOR_NAME:
         load_operator_config(data, shown)
+    elif file.parent.name == PLANS:
+        if file.stem not in KINDS:
+            cause = f"{file.name!r} is the plan of no kind of image."
+            raise SpecErrors([SpecError("FL1044", cause, cure=f"Call it {', '.join(KINDS)} (.yaml).", where=Where(shown))])
+        load_build_plan(data, shown)
     else:
         document = read(data, shown)
         sla = load_document(ProjectSLA, document, shown)
@@ -136,6 +143,7 @@ def _expand(paths: Sequence[Path], root: Path) -> Iterable[Path]:
     if not paths:
         for folder in sorted(path for path in root.glob("projects/*") if path.is_dir() and not path.is_symlink()):
             yield from _declaring(folder)
+        yield from _plans(root)
         if _there(root / OPERATOR_NAME):
             yield root / OPERATOR_NAME
         return
@@ -151,7 +159,13 @@ def _expand(paths: Sequence[Path], root: Path) -> Iterable[Path]:
 
 
 def _declaring(folder: Path) -> Iterable[Path]:
-    return (folder / name for name in (*SLA_NAMES, *MOCK_NAMES) if _there(folder / name))
+    yield from (folder / name for name in (*SLA_NAMES, *MOCK_NAMES) if _there(folder / name))
+    yield from _plans(folder.parent if folder.name == PLANS else folder)
+
+
+def _plans(folder: Path) -> Iterable[Path]:
+    """The build plans of the repo or of a project; other files, such as a README, are nobody's business."""
+    return (path for path in sorted((folder / PLANS).glob("*")) if path.suffix in {".yaml", ".yml", ".json"})
 
 
 def _slas(folder: Path) -> Iterable[Path]:

@@ -270,7 +270,7 @@ def test_thousands_of_mistakes_are_counted_and_not_listed() -> None:
 
 
 def test_every_key_of_the_schemas_has_a_title_and_a_description() -> None:
-    for name in ("sla", "mock_data", "flops"):
+    for name in ("sla", "mock_data", "flops", "build_plan"):
         made = schema(name)
         for part in (made, *made.get("$defs", {}).values()):
             for key, inner in part.get("properties", {}).items():

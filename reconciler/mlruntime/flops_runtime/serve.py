@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--project", default="")
     parser.add_argument("--version", default="")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; a container needs 0.0.0.0")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--max-body", type=int, default=MAX_BODY, help="bytes")
     parser.add_argument("--fd", type=int)
@@ -197,7 +198,7 @@ def main() -> None:
     model = ServedModel.load(options.model)
     inference = Inference(model, {"project": options.project, "digest": options.version}, options.max_body)
     if options.fd is None:
-        Server(inference, None, None).run(sockets=[socket.create_server(("127.0.0.1", options.port))])
+        Server(inference, None, None).run(sockets=[socket.create_server((options.host, options.port))])
         return
     shared, private = socket.socket(fileno=options.fd), socket.socket(fileno=options.private_fd)
     Server(inference, shared, options.control_fd).run(sockets=[private])

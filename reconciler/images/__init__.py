@@ -1,0 +1,1 @@
+"""Images: build plans to OCI images, without a daemon and without emulation. Only this package knows OCI."""
