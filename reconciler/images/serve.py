@@ -206,7 +206,9 @@ def run_server(layout: Layout, host: str, port: int, ready: Callable[[str], None
             "FL6170", f"The registry cannot listen on {host}:{port}: {error}.", cure="Choose another --port or --host."
         ) from error
     with listening:
-        config = uvicorn.Config(application(layout), log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none")
+        config = uvicorn.Config(
+            application(layout), log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none"
+        )
         bound = listening.getsockname()[1]
         ready(f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}")
         uvicorn.Server(config).run(sockets=[listening])

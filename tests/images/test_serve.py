@@ -82,7 +82,8 @@ def test_skopeo_inspects_and_copies_every_platform(tmp_path: Path, layout: Layou
     assert json.loads(shown.stdout)["Digest"] == index.digest
     copy = tmp_path / "copy"
     subprocess.run(
-        [tool("skopeo"), "copy", "-q", "--all", "--src-tls-verify=false", f"docker://{served}/acme/digits:1", f"oci:{copy}:1"], check=True
+        [tool("skopeo"), "copy", "-q", "--all", "--src-tls-verify=false", f"docker://{served}/acme/digits:1", f"oci:{copy}:1"],
+        check=True,
     )  # fmt: skip
     found = json.loads((copy / "index.json").read_bytes())["manifests"][0]
     assert found["digest"] == index.digest
@@ -197,7 +198,19 @@ def test_the_command_serves_and_ends(tmp_path: Path) -> None:
     repo = tmp_path / "repo"
     subprocess.run(["git", "init", "-q", "-b", "main", str(repo)], check=True)
     make_image(Layout(tmp_path / "state" / "images"), "acme/digits:1")
-    command = [sys.executable, "-m", "reconciler.cli", "registry", "serve", "--port", "0", "--repo", str(repo), "--state", str(tmp_path / "state")]
+    command = [
+        sys.executable,
+        "-m",
+        "reconciler.cli",
+        "registry",
+        "serve",
+        "--port",
+        "0",
+        "--repo",
+        str(repo),
+        "--state",
+        str(tmp_path / "state"),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
