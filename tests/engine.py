@@ -89,10 +89,9 @@ def _base_manifest(layout: Layout, platform: Platform, rootfs: Path) -> Descript
         "config": {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin"], "Cmd": ["/bin/sh"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
     }
-    return layout.add_json(
-        {"schemaVersion": 2, "mediaType": MANIFEST, "config": layout.add_json(config, CONFIG).to_dict(), "layers": [layer.to_dict()]},
-        MANIFEST, platform=platform,
-    )  # fmt: skip
+    described = layout.add_json(config, CONFIG)
+    content = {"schemaVersion": 2, "mediaType": MANIFEST, "config": described.to_dict(), "layers": [layer.to_dict()]}
+    return layout.add_json(content, MANIFEST, platform=platform)
 
 
 class RunningRegistry:

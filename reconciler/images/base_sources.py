@@ -15,7 +15,7 @@ import docker.errors
 import orjson
 import requests
 import urllib3
-from isal import igzip
+from isal import isal_zlib
 
 from reconciler.errors import ImageError
 from reconciler.images.layout import CHUNK, REF_NAME, Layout
@@ -45,7 +45,7 @@ class Source(Protocol):
 class LayoutSource:
     """`DIRECTORY[:tag]`: an OCI layout that somebody else made; what is copied is checked against its digest."""
 
-    by_reference = None
+    by_reference: Reference | None = None
 
     def __init__(self, text: str, layout: Layout) -> None:
         folder, _, self._tag = text.partition(":")
@@ -132,7 +132,7 @@ class RegistrySource:
 class EngineSource:
     """`name:tag`: an image of the Docker Engine, saved once per image id."""
 
-    by_reference = None
+    by_reference: Reference | None = None
 
     def __init__(
         self, name: str, layout: Layout, records: Records, connect: Callable[[], docker.DockerClient] = docker.from_env
@@ -212,10 +212,11 @@ class EngineSource:
                     shutil.copyfileobj(file, writer, CHUNK)
                 else:
                     found = hashlib.sha256()
-                    with igzip.GzipFile("", "wb", _GZIP_LEVEL, writer, mtime=0) as out:
-                        while part := file.read(CHUNK):
-                            found.update(part)
-                            out.write(part)
+                    packer = isal_zlib.compressobj(_GZIP_LEVEL, isal_zlib.DEFLATED, 31)
+                    while part := file.read(CHUNK):
+                        found.update(part)
+                        writer.write(packer.compress(part))
+                    writer.write(packer.flush())
                     if f"sha256:{found.hexdigest()}" != diff_id:
                         raise tarfile.TarError("a layer is not what the configuration says")
             return writer.commit(LAYER_GZIP)

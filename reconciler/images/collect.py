@@ -151,8 +151,8 @@ def _needed(layout: Layout, *, without: Collection[str]) -> set[str]:
         if name not in without:
             needed.update(layout.reachable(image))
     for name in pins(layout):
-        if name.startswith("sha256:") and (image := layout.resolve(name)):
-            needed.update(layout.reachable(image))
+        if name.startswith("sha256:") and (pinned := layout.resolve(name)):
+            needed.update(layout.reachable(pinned))
     for subject in layout.subjects() & needed:
         for attached in layout.referrers(subject):
             needed.update(layout.reachable(attached))

@@ -17,7 +17,7 @@ import orjson
 from reconciler.errors import ImageError
 
 HELPER_LIMIT = 30.0
-_TOKEN_USER = "<token>"
+_TOKEN_USER = "<token>"  # noqa: S105 – a name
 """What a credential helper answers as user when the secret is an identity token."""
 
 

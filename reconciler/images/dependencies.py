@@ -168,8 +168,8 @@ def _uv(packages: Sequence[Package], target: Target, work: Path, into: Path, *, 
     """Run uv in a folder of ours, so that no configuration beside an ML repo or in a shared folder is read."""
     command = [
         uv.find_uv_bin(), "pip", "install", "--quiet", "--requirements", "-", "--target", str(into), "--no-deps",
-        "--require-hashes", "--only-binary", ":all:", "--no-compile-bytecode", "--python-platform", target.tag, "--python-version", target.python,
-        "--python", sys.executable, *(["--dry-run"] if dry else []),
+        "--require-hashes", "--only-binary", ":all:", "--no-compile-bytecode", "--python-platform", target.tag,
+        "--python-version", target.python, "--python", sys.executable, *(["--dry-run"] if dry else []),
     ]  # fmt: skip
     environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "NO_COLOR": "1", "UV_NO_PROGRESS": "1", "TMPDIR": str(work)}
     for name in ("VIRTUAL_ENV", "PYTHONPATH", "UV_TARGET", "UV_PREFIX"):

@@ -35,8 +35,10 @@ _LIBRARIES: Final = "usr/local/lib"
 _LEFT_OUT: Final = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "__pycache__"}
 )
-_WHEELS_EXPECT: Final = ("libstdc++.so.6", "libgcc_s.so.1", "libresolv.so.2", "libnss_dns.so.2", "libnss_files.so.2", "libpthread.so.0",
-                         "libdl.so.2", "librt.so.1", "libutil.so.1", "libz.so.1")  # fmt: skip
+_WHEELS_EXPECT: Final = (
+    "libstdc++.so.6", "libgcc_s.so.1", "libresolv.so.2", "libnss_dns.so.2", "libnss_files.so.2", "libpthread.so.0", "libdl.so.2",
+    "librt.so.1", "libutil.so.1", "libz.so.1",
+)  # fmt: skip
 _ASK: Final = (
     "import json, os, platform, sys, sysconfig; print(json.dumps({'executable': os.path.realpath(sys.executable), "
     "'stdlib': sysconfig.get_path('stdlib'), 'dynload': [p for p in sys.path if p.endswith('lib-dynload')], "

@@ -31,24 +31,31 @@ def said_clearly(host: str) -> Iterator[None]:
 def down(host: str, error: Exception) -> ImageError:
     """Nothing listens, or the name is unknown."""
     return ImageError(
-        "FL6142", f"The registry {host} does not answer: {_words(error)}.", cure="Check its name and that it runs; it is tried again.",
+        "FL6142",
+        f"The registry {host} does not answer: {_words(error)}.",
+        cure="Check its name and that it runs; it is tried again.",
         transient=True,
-    )  # fmt: skip
+    )
 
 
 def broken_off(host: str, error: Exception) -> ImageError:
     """The connection ended in the middle."""
     return ImageError(
-        "FL6142", f"The registry {host} broke the connection off: {_words(error)}.", cure="It is tried again; see the registry's log.",
+        "FL6142",
+        f"The registry {host} broke the connection off: {_words(error)}.",
+        cure="It is tried again; see the registry's log.",
         transient=True,
-    )  # fmt: skip
+    )
 
 
 def slow(host: str) -> ImageError:
     """Silence, or a trickle."""
     return ImageError(
-        "FL6143", f"The registry {host} is too slow to go on with.", cure="It is tried again; check its load and the network.", transient=True
-    )  # fmt: skip
+        "FL6143",
+        f"The registry {host} is too slow to go on with.",
+        cure="It is tried again; check its load and the network.",
+        transient=True,
+    )
 
 
 def untrusted(host: str, error: Exception) -> ImageError:

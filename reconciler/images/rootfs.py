@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Final
 
 import zstandard
-from isal import igzip, isal_zlib
+from isal import igzip, igzip_lib
 
 from reconciler.errors import ImageError
 from reconciler.images.layout import Layout
 from reconciler.images.model import LAYER_GZIP, LAYER_ZSTD, Descriptor
 
 _INTERPRETER: Final = re.compile(r"usr/(local/)?bin/python3(?:\.(\d+))?")
+_BROKEN_GZIP: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]  # isal's stubs call the class an instance
 _LIMIT: Final = 2_000_000
 """Files of one layer at most: what has more is no base image, or was made to keep us busy."""
 
@@ -62,14 +63,14 @@ def members(layout: Layout, layer: Descriptor) -> Iterator[tarfile.TarInfo]:
                 yield member
     except FileNotFoundError as error:
         raise ImageError("FL6106", f"The image store lacks {layer.digest[:19]}….", cure="Pull it again.", transient=True) from error
-    except (tarfile.TarError, EOFError, OSError, zlib.error, isal_zlib.error, zstandard.ZstdError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error, zstandard.ZstdError, _BROKEN_GZIP) as error:
         raise _no_tar(layer, str(error)) from error
 
 
 def unpacked(file: IO[bytes], media_type: str) -> IO[bytes]:
     """The tar in a layer's file."""
     if media_type == LAYER_GZIP:
-        found: IO[bytes] = igzip.open(file, "rb")
+        found: IO[bytes] = igzip.open(file, "rb")  # type: ignore[no-untyped-call]
         return found
     if media_type == LAYER_ZSTD:
         stream: IO[bytes] = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import nacl.exceptions
 import nacl.secret
@@ -177,7 +177,7 @@ def _decrypt(body: bytes, password: bytes) -> bytes:
             raise _unusable("it is encrypted in an unknown way")
         salt, nonce = base64.b64decode(kdf["salt"]), base64.b64decode(cipher["nonce"])
         key = Scrypt(salt=salt, length=32, n=cost["N"], r=cost["r"], p=cost["p"]).derive(password)
-        return cast(bytes, nacl.secret.SecretBox(key).decrypt(base64.b64decode(content["ciphertext"]), nonce))
+        return nacl.secret.SecretBox(key).decrypt(base64.b64decode(content["ciphertext"]), nonce)
     except nacl.exceptions.CryptoError as error:
         raise _password() from error
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:

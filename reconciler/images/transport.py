@@ -32,6 +32,9 @@ _REGISTRY_CERTIFICATES: Final = Path("/etc/docker/certs.d")
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
 
+Body = Callable[[], bytes | Iterator[bytes]]
+"""What is sent, made anew for each try."""
+
 
 @dataclass(frozen=True, slots=True)
 class Patience:
@@ -77,8 +80,8 @@ class Session:
         limits = httpx.Timeout(self.patience.silence, connect=self.patience.connect)
         self._client = httpx.Client(
             base_url=f"{'http' if is_loopback(host) else 'https'}://{host}", timeout=limits, follow_redirects=True,
-            verify=trusted_certificates(host), event_hooks={"request": [_never_in_plain_text]}, headers={"User-Agent": "flops-gitops"},
-            trust_env=not is_loopback(host),
+            verify=trusted_certificates(host), event_hooks={"request": [_never_in_plain_text]},
+            headers={"User-Agent": "flops-gitops"}, trust_env=not is_loopback(host),
         )  # fmt: skip
 
     def close(self) -> None:
@@ -111,7 +114,7 @@ class Session:
     @contextmanager
     def open(
         self, method: str, url: str, scope: str, *, headers: Mapping[str, str] | None = None,
-        body: Callable[[], bytes | Iterator[bytes]] | None = None,
+        body: Body | None = None,
     ) -> Iterator[httpx.Response]:  # fmt: skip
         """One request, with a token where one is asked for; `body` is called anew for each try. Raises ImageError."""
         with errors.said_clearly(self.host):
@@ -128,7 +131,7 @@ class Session:
                 response.close()
 
     def _send(
-        self, method: str, url: str, headers: Mapping[str, str] | None, body: Callable[[], bytes | Iterator[bytes]] | None, login: str
+        self, method: str, url: str, headers: Mapping[str, str] | None, body: Body | None, login: str
     ) -> httpx.Response:  # fmt: skip
         request = self._client.build_request(method, url, headers=dict(headers or {}), content=body() if body else None)
         if login and request.url.netloc == self._client.base_url.netloc:
@@ -180,8 +183,7 @@ class Session:
             response = self._client.post(realm, data={**form, "refresh_token": login.identity_token})
         else:
             headers = {"Authorization": login.basic} if login and login.user else {}
-            several = [*query.items(), *(("scope", item) for item in wanted.split())]
-            response = self._client.get(realm, params=several, headers=headers)
+            response = self._client.get(realm, params={**query, "scope": wanted.split()}, headers=headers)
         if response.status_code in {400, 401, 403}:
             raise errors.unauthorised(self.host, known=login is not None)
         if response.status_code != 200:

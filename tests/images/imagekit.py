@@ -17,7 +17,8 @@ PATIENT = Patience(connect=5, silence=20, sleep=lambda _seconds: None, jitter=la
 
 
 def make_image(
-    layout: Layout, name: str = "", *, content: bytes = b"print('hello')\n", platforms: tuple[str, ...] = ("linux/amd64", "linux/arm64"),
+    layout: Layout, name: str = "", *, content: bytes = b"print('hello')\n",
+    platforms: tuple[str, ...] = ("linux/amd64", "linux/arm64"),
     env: tuple[str, ...] = ("PYTHON_VERSION=3.11.2",),
 ) -> Descriptor:  # fmt: skip
     """An index over one manifest a platform, each of one layer with one file; tagged when named."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 
 class Proxy:
-    """Passes connections on; `spoil(request head)` says for each request after how many bytes of it to break off, or what to answer."""
+    """Passes connections on; `spoil(head)` says for each request after how many bytes to break off, or what to answer."""
 
     def __init__(self, port: int, spoil: Callable[[str], int | bytes | None]) -> None:
         self._target, self._spoil = port, spoil

@@ -19,6 +19,7 @@ from reconciler.images.registry import Registry
 from tests.engine import LOGIN, RunningRegistry, StartRegistry, tool
 from tests.images.imagekit import PATIENT, layout_at, make_image
 from tests.images.proxy import Proxy
+from tests.images.tokens import TokenService
 
 
 def test_an_index_with_two_platforms_is_pushed_and_read_by_others(tmp_path: Path, registry: RunningRegistry) -> None:
@@ -95,7 +96,8 @@ def test_a_download_goes_on_after_what_arrived(tmp_path: Path, registry: Running
         client.fetch("acme/data", blob, writer)
     assert copy.read(blob.digest) == data
     ranges = [line for head in proxy.heads for line in head.splitlines() if line.lower().startswith("range:")]
-    assert ranges and 0 < int(ranges[0].split("=")[1].rstrip("-")) <= 600_000
+    assert len(ranges) == 1
+    assert 0 < int(ranges[0].split("=")[1].rstrip("-")) <= 600_000
 
 
 def test_credentials_of_dockers_config(tmp_path: Path, start_registry: StartRegistry) -> None:
@@ -119,10 +121,40 @@ def test_credentials_of_dockers_config(tmp_path: Path, start_registry: StartRegi
     assert attempt({"auths": {registry.host: {"auth": auth}}}) == index.digest
 
 
+def test_tokens_of_a_token_service(tmp_path: Path, start_registry: StartRegistry) -> None:
+    tokens = TokenService(tmp_path / "tokens")
+    registry = start_registry(extra=tokens.config)
+    layout = layout_at(tmp_path)
+    index = make_image(layout)
+    layer = layout.read_json(layout.read_json(index.digest)["manifests"][0]["digest"])["layers"][0]["digest"]
+    target = Reference.parse(f"{registry.host}/acme/digits:1")
+    config = tmp_path / "config.json"
+
+    def client(login: str) -> Registry:
+        entry = {"auth": base64.b64encode(login.encode()).decode()}
+        config.write_text(json.dumps({"auths": {registry.host: entry} if login else {}}))
+        return Registry(registry.host, config=DockerConfig(config), patience=PATIENT)
+
+    with client(":".join(LOGIN)) as somebody:
+        push(layout, index, target, registry=somebody)
+        asked = len(tokens.asked)
+        push(layout, index, target.at("2"), registry=somebody)
+        assert len(tokens.asked) == asked, "a token serves until it is refused"
+        done = push(layout, index, Reference.parse(f"{registry.host}/acme/copy:1"), registry=somebody, sources={layer: target})
+        assert done.mounted == 1
+    with client("") as anybody:
+        assert anybody.digest_of(target) == index.digest
+        with pytest.raises(ImageError, match="FL6145"):
+            push(layout, make_image(layout, content=b"mine"), target, registry=anybody)
+    with client("somebody:wrong") as stranger, pytest.raises(ImageError, match="not accepted"):
+        stranger.digest_of(target)
+    tokens.close()
+
+
 def test_credential_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     helper = tmp_path / "docker-credential-vault"
     helper.write_text(
-        '#!/bin/sh\nread host\n[ "$host" = other.example.invalid ] && { echo "credentials not found in native keychain"; exit 1; }\n'
+        '#!/bin/sh\nread host\n[ "$host" = other.example.invalid ] && { echo "credentials not found in"; exit 1; }\n'
         'echo "{\\"Username\\": \\"u\\", \\"Secret\\": \\"p-$host\\"}"\n'
     )
     helper.chmod(0o755)
@@ -161,7 +193,8 @@ def test_references(text: str, found: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["python:3.11", "library/python", "host.example.invalid/A", "h.example.invalid/a:b:c", "-h.x/a", "h.x/../a", "h.x/a@sha256:1", ""]
+    "text",
+    ["python:3.11", "library/python", "host.example.invalid/A", "h.x.invalid/a:b:c", "-h.x/a", "h.x/../a", "h.x/a@sha256:1", ""],
 )  # fmt: skip
 def test_references_that_are_none(text: str) -> None:
     with pytest.raises(ImageError, match=r"FL6140|FL6102"):

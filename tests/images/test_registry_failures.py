@@ -1,4 +1,4 @@
-"""A registry that is down, slow, full, cut off, wrong or closed: a clear error, and never a tag of an image that is not complete."""
+"""A registry that is down, slow, full, cut off, wrong or closed: a clear error, and no tag of an image that is not complete."""
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ def test_skopeo_inspects_and_copies_every_platform(tmp_path: Path, layout: Layou
     assert json.loads(shown.stdout)["Digest"] == index.digest
     copy = tmp_path / "copy"
     subprocess.run(
-        [tool("skopeo"), "copy", "-q", "--all", "--src-tls-verify=false", f"docker://{served}/acme/digits:1", f"oci:{copy}:1"], check=True
+        [tool("skopeo"), "copy", "-q", "--all", "--src-tls-verify=false", f"docker://{served}/acme/digits:1", f"oci:{copy}:1"],
+        check=True,
     )  # fmt: skip
     found = json.loads((copy / "index.json").read_bytes())["manifests"][0]
     assert found["digest"] == index.digest
