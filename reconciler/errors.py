@@ -173,6 +173,13 @@ CODES: dict[str, str] = {
     "FL7093": "a new version answers wrongly and does not take over",
     "FL7094": "no inference service of that project is running",
     "FL7095": "the model has no held-out samples",
+    "FL7101": "the Docker engine does not answer",
+    "FL7102": "the Docker engine has no such image",
+    "FL7103": "the Docker engine refuses",
+    "FL7104": "the kernel killed a container for its memory",
+    "FL7105": "there is no image to run",
+    "FL7106": "a Docker engine of another machine",
+    "FL7107": "an image where services are processes",
     # --- FL8xxx status
     "FL8001": "the status cannot be written",
     # --- FL9xxx controller
