@@ -140,6 +140,8 @@ CODES: dict[str, str] = {
     "FL5034": "There are fewer learners than the training configuration asks for.",
     "FL5040": "The trained model could not be written.",
     "FL5042": "There is no space for the training's files.",
+    "FL5510": "The engine that runs the learners' containers fails.",
+    "FL5511": "A container of a training run does not come up.",
     "FL5091": "hierarchical training is not built yet",
     "FL5090": "A stage was run before those that it stands on.",
     # --- FL6xxx tracking
