@@ -176,14 +176,18 @@ def _plain(job: TrainingJob) -> dict[str, Any]:
 
 
 def child_environment(job: TrainingJob) -> dict[str, str]:
-    """The whole environment of the child: nothing of the reconciler's own is passed on."""
-    threads = str(max(1, job.vcpus))
-    private = str(job.run_dir.resolve())
+    """The whole environment of a run's processes."""
+    return environment_of(job.python, job.run_dir.resolve(), job.vcpus)
+
+
+def environment_of(python: Path, private: Path, vcpus: int) -> dict[str, str]:
+    """The whole environment of a process in the ML environment: nothing of the reconciler's own is passed on."""
+    threads = str(max(1, vcpus))
     return {
-        "PATH": f"{job.python.absolute().parent}:/usr/bin:/bin",
+        "PATH": f"{python.absolute().parent}:/usr/bin:/bin",
         "LANG": "C.UTF-8",
-        "HOME": private,
-        "TMPDIR": private,
+        "HOME": str(private),
+        "TMPDIR": str(private),
         "PYTHONPATH": str(mlruntime_dir()),
         "PYTHONSAFEPATH": "1",
         "PYTHONNOUSERSITE": "1",

@@ -136,8 +136,9 @@ def test_cancelling_leaves_no_container(job: TrainingJob, boxed: Boxed) -> None:
 
 def test_user_code_finds_no_network_and_nothing_of_the_machine(job: TrainingJob, boxed: Boxed, spoil) -> None:
     probe = (
-        "import os, socket\n"
-        "print('NET', os.listdir('/sys/class/net'), 'ROOT', os.path.exists('/root/.ssh'), 'UID', os.getuid(), flush=True)\n"
+        "import os\n"
+        "print('NET', [line.split(':')[0].strip() for line in open('/proc/net/dev') if ':' in line], flush=True)\n"
+        "print('UID', os.getuid(), 'PIDS', sorted(int(n) for n in os.listdir('/proc') if n.isdigit())[-1], flush=True)\n"
     )
     spoil("import", f"{probe}import", file="model_manager.py")
     boxed(replace(job, rounds=1))
