@@ -147,6 +147,12 @@ CODES: dict[str, str] = {
     "FL5034": "There are fewer learners than the training configuration asks for.",
     "FL5040": "The trained model could not be written.",
     "FL5042": "There is no space for the training's files.",
+    "FL5501": "Parameters do not come back from ModelManager as they were set.",
+    "FL5502": "Training changes the number or the shapes of the parameters.",
+    "FL5503": "A method of ModelManager does not return on a small sample.",
+    "FL5504": "The process that checks the ML repo ended.",
+    "FL5510": "The engine that runs the learners' containers fails.",
+    "FL5511": "A container of a training run does not come up.",
     "FL5091": "hierarchical training is not built yet",
     "FL5090": "A stage was run before those that it stands on.",
     # --- FL6xxx tracking
@@ -226,6 +232,13 @@ CODES: dict[str, str] = {
     "FL7093": "a new version answers wrongly and does not take over",
     "FL7094": "no inference service of that project is running",
     "FL7095": "the model has no held-out samples",
+    "FL7101": "the Docker engine does not answer",
+    "FL7102": "the Docker engine has no such image",
+    "FL7103": "the Docker engine refuses",
+    "FL7104": "the kernel killed a container for its memory",
+    "FL7105": "there is no image to run",
+    "FL7106": "a Docker engine of another machine",
+    "FL7107": "an image where services are processes",
     # --- FL8xxx status
     "FL8001": "the status cannot be written",
     # --- FL9xxx controller

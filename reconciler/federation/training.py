@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from reconciler.errors import TrainingError, Where
 from reconciler.federation.runtime_version import mlruntime_dir
@@ -99,15 +99,22 @@ class TrainingEvent:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run_training(job: TrainingJob, *, on_event: Callable[[TrainingEvent], None], cancelled: Callable[[], bool]) -> TrainingResult:
+def run_training(
+    job: TrainingJob,
+    *,
+    on_event: Callable[[TrainingEvent], None],
+    cancelled: Callable[[], bool],
+    launch: Launch | None = None,
+) -> TrainingResult:
     """Trains, goes on with, or just returns a run. Raises TrainingError (FL50xx); never leaves a process behind.
 
-    `cancelled` is asked ten times a second; `on_event` is called in this thread, in order.
+    `cancelled` is asked ten times a second; `on_event` is called in this thread, in order. `launch` starts the aggregator
+    somewhere else than in a process of the ML environment: see `containers.in_containers`.
     """
     _prepare(job)
     if (done := read_result(job.run_dir, job.digest)) is not None:
         return done
-    with _child(job) as child:
+    with _child(job, launch or _Process) as child:
         error = child.watch(on_event, cancelled)
     if error is not None:
         raise error
@@ -170,14 +177,18 @@ def _plain(job: TrainingJob) -> dict[str, Any]:
 
 
 def child_environment(job: TrainingJob) -> dict[str, str]:
-    """The whole environment of the child: nothing of the reconciler's own is passed on."""
-    threads = str(max(1, job.vcpus))
-    private = str(job.run_dir.resolve())
+    """The whole environment of a run's processes."""
+    return environment_of(job.python, job.run_dir.resolve(), job.vcpus)
+
+
+def environment_of(python: Path, private: Path, vcpus: int) -> dict[str, str]:
+    """The whole environment of a process in the ML environment: nothing of the reconciler's own is passed on."""
+    threads = str(max(1, vcpus))
     return {
-        "PATH": f"{job.python.absolute().parent}:/usr/bin:/bin",
+        "PATH": f"{python.absolute().parent}:/usr/bin:/bin",
         "LANG": "C.UTF-8",
-        "HOME": private,
-        "TMPDIR": private,
+        "HOME": str(private),
+        "TMPDIR": str(private),
         "PYTHONPATH": str(mlruntime_dir()),
         "PYTHONSAFEPATH": "1",
         "PYTHONNOUSERSITE": "1",
@@ -195,9 +206,75 @@ def child_environment(job: TrainingJob) -> dict[str, str]:
     }
 
 
+class Launched(Protocol):
+    """A started aggregator."""
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended."""
+
+    @property
+    def fault(self) -> TrainingError | None:
+        """Why it could not go on, where whoever started it knows better than it does."""
+
+    def wait(self, timeout: float) -> None:
+        """Waits for its end for a while."""
+
+    def end(self) -> None:
+        """Ends it and all that it started."""
+
+
+Launch = Callable[[TrainingJob, int, int, int], Launched]
+"""Starts an aggregator, given the write end of its events, the read end of its life pipe and the write end of its output; all of
+them stay the caller's. Raises TrainingError."""
+
+
+class _Process:
+    """The aggregator as a process of the ML environment, in a process group of its own."""
+
+    fault: TrainingError | None = None
+
+    def __init__(self, job: TrainingJob, events: int, life: int, output: int) -> None:
+        arguments = [str(job.python), "-m", "flops_runtime", str(job.run_dir.resolve() / "job.json")]
+        try:
+            self._process = subprocess.Popen(
+                [*arguments, str(events), str(life)],
+                cwd=mlruntime_dir(),
+                env=child_environment(job),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(events, life),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise TrainingError(
+                "FL5002",
+                f"The ML environment's interpreter cannot be started: {error.strerror}.",
+                cure="Remove the environment from the cache; it is built again.",
+                transient=True,
+            ) from error
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended."""
+        return self._process.returncode
+
+    def wait(self, timeout: float) -> None:
+        """Waits for its end for a while."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout)
+
+    def end(self) -> None:
+        """Kills what is left of the process group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
 @contextlib.contextmanager
-def _child(job: TrainingJob) -> Iterator[_Child]:
-    child = _Child(job)
+def _child(job: TrainingJob, launch: Launch) -> Iterator[_Child]:
+    child = _Child(job, launch)
     try:
         yield child
     finally:
@@ -205,33 +282,18 @@ def _child(job: TrainingJob) -> Iterator[_Child]:
 
 
 class _Child:
-    """The aggregator process, its event pipe, its output, and the pipe whose end tells it that we are gone."""
+    """The aggregator, its event pipe, its output, and the pipe whose end tells it that we are gone."""
 
-    def __init__(self, job: TrainingJob) -> None:
+    def __init__(self, job: TrainingJob, launch: Launch) -> None:
         self._run_dir = job.run_dir
         self._events, events_write = os.pipe()
         life_read, self._life = os.pipe()
         self._output, output_write = os.pipe()
-        arguments = [str(job.python), "-m", "flops_runtime", str(job.run_dir.resolve() / "job.json")]
         try:
-            self._process = subprocess.Popen(
-                [*arguments, str(events_write), str(life_read)],
-                cwd=mlruntime_dir(),
-                env=child_environment(job),
-                stdin=subprocess.DEVNULL,
-                stdout=output_write,
-                stderr=subprocess.STDOUT,
-                pass_fds=(events_write, life_read),
-                start_new_session=True,
-            )
-        except OSError as error:
+            self._launched = launch(job, events_write, life_read, output_write)
+        except BaseException:
             self._close()
-            raise TrainingError(
-                "FL5002",
-                f"The ML environment's interpreter cannot be started: {error.strerror}.",
-                cure="Remove the environment from the cache; it is built again.",
-                transient=True,
-            ) from error
+            raise
         finally:
             os.close(events_write)
             os.close(life_read)
@@ -240,7 +302,7 @@ class _Child:
     @property
     def returncode(self) -> int | None:
         """How the child ended."""
-        return self._process.returncode
+        return self._launched.returncode
 
     def watch(self, on_event: Callable[[TrainingEvent], None], cancelled: Callable[[], bool]) -> TrainingError | None:
         """Passes events on until the child closes its pipe; returns the error that the child told of, if any."""
@@ -275,19 +337,16 @@ class _Child:
                         told = _tell(line, on_event) or told
                 if self._events not in {key.fd for key in selector.get_map().values()}:
                     break
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(5)
+            self._launched.wait(5)
             os.set_blocking(output, False)
             with contextlib.suppress(BlockingIOError):
                 while chunk := os.read(output, 1 << 16):
                     log.write(chunk)
-            return told
+            return self._launched.fault or told
 
     def end(self) -> None:
-        """Kills what is left of the process group and closes the pipes."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        """Ends what is left of it and closes the pipes."""
+        self._launched.end()
         self._close()
 
     def _close(self) -> None:

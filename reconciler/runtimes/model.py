@@ -22,6 +22,11 @@ class ServiceSpec:
     The server's environment is `env` and PATH, LANG, TZ, HOME, TMPDIR (the last two: a folder of its own), nothing else.
     Health is asked for every `health_interval` seconds, three times in vain within `health_timeout` each mean a restart; so
     does more resident memory than `memory_mb`. Without a `port` one is chosen once and kept for this name.
+
+    With an `image` the server is a container: `argv` is its command (empty: the image's own), `memory_mb` and `vcpus` are
+    limits that the kernel enforces, SIGTERM tells it to drain, and `cwd` and `socket` mean nothing. With `{socket}` in `argv` it
+    listens on that Unix socket and has no network at all; else on `container_port` (`{port}`) of all addresses of an internal
+    network. A runtime that knows no images refuses such a spec.
     """
 
     name: str
@@ -34,6 +39,9 @@ class ServiceSpec:
     socket: Literal["inherited", "own"] = "inherited"
     start_timeout: float = 60.0
     memory_mb: int | None = None
+    vcpus: float | None = None
+    image: str | None = None
+    container_port: int = 8080
     health_interval: float = 2.0
     health_timeout: float = 10.0
 

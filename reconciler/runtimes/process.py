@@ -61,6 +61,12 @@ class ProcessRuntime:
 
     def apply(self, spec: ServiceSpec, verify: Verify | None = None) -> Service:
         """Start or roll over; nothing when the service runs as declared. Raises ServingError; then what ran before still runs."""
+        if spec.image is not None:
+            raise ServingError(
+                "FL7107",
+                f"{spec.name} is declared with an image, but services run as processes here.",
+                cure="Set `runtime: docker` in flops.yaml.",
+            )
         folder = self._folder(spec.name)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._root / f".{spec.name}.lock"):

@@ -7,19 +7,23 @@ shows the environment, `/slow` takes half a second.
 import argparse
 import json
 import os
+import signal
 import socket
 import socketserver
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--say", default="one")
 parser.add_argument("--broken", action="store_true")
 parser.add_argument("--mute", action="store_true")
 parser.add_argument("--child", action="store_true")
+parser.add_argument("--host", default="127.0.0.1")
 parser.add_argument("--port", type=int)
+parser.add_argument("--socket")
 parser.add_argument("--fd", type=int)
 parser.add_argument("--private-fd", type=int)
 parser.add_argument("--control-fd", type=int)
@@ -52,6 +56,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_arguments):
         pass
 
+    def address_string(self):
+        return "somebody"  # peers of Unix sockets have no address
+
 
 class Server(socketserver.ThreadingTCPServer):
     daemon_threads = False
@@ -66,6 +73,12 @@ def serve(listening):
     return server
 
 
+def leave(server):
+    server.shutdown()
+    server.server_close()  # waits for what is under way
+    os._exit(0)
+
+
 print("started", options.say, flush=True)
 if options.broken:
     print("ModuleNotFoundError: No module named 'nothing'", file=sys.stderr, flush=True)
@@ -74,8 +87,16 @@ if options.fd is None:
     if options.child and os.fork():  # as servers with workers do: the child has the port
         os.wait()
         sys.exit(1)
-    serve(socket.create_server(("127.0.0.1", options.port)))
-    time.sleep(600)
+    if options.socket:
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(options.socket)
+        Path(options.socket).chmod(0o666)
+        listening.listen(100)
+    else:
+        listening = socket.create_server((options.host, options.port))
+    own = serve(listening)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=leave, args=(own,)).start())
+    threading.Event().wait(600)
 shared = socket.socket(fileno=options.fd)
 shared.setblocking(False)
 serve(socket.socket(fileno=options.private_fd))

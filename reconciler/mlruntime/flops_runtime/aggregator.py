@@ -29,6 +29,7 @@ _OWN_DIR = Path(__file__).resolve().parent.parent
 def main(arguments: list[str]) -> int:
     """Trains the job of `run_dir/job.json`. Exit code 0: result.json is there; 3: the last event says what failed."""
     job_path, events_fd, life_fd = Path(arguments[0]), int(arguments[1]), int(arguments[2])
+    ordered = int(arguments[3]) if len(arguments) > 3 else None  # where processes are ordered that we may not start ourselves
     job: dict[str, Any] = json.loads(job_path.read_bytes())
     run_dir = job_path.parent
     given = [*job["shards"], *([job["holdout"]] if job["holdout"] else [])]
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
     threading.Thread(target=_die_with_reconciler, args=(life_fd,), name="life", daemon=True).start()
     events = Events(events_fd, int(job["rounds"]))
     try:
-        _train(job, run_dir, events, level)
+        _train(job, run_dir, events, level, ordered)
     except Failure as failure:
         events.tell("error", failure.cause, failure=failure.to_dict())
         return 3
@@ -64,15 +65,15 @@ class Events:
                 line = line[os.write(self._fd, line) :]
 
 
-def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str) -> None:
+def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str, ordered: int | None) -> None:
     started = time.monotonic()
     events.tell("sandbox", level)
     work = run_dir / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    from flops_runtime.nursery import Nursery  # from here on heavy: the nursery imports beside us, on another core
+    from flops_runtime.nursery import Nursery, OrderedNursery  # from here on heavy: the nursery imports beside us, on another core
 
-    nursery = Nursery(job["flavor"])
+    nursery = Nursery(job["flavor"]) if ordered is None else OrderedNursery(ordered)
     from flwr.app import Context, RecordDict
 
     from flops_runtime.checkpoints import Checkpoints, write_atomically
@@ -171,7 +172,9 @@ def _die_with_reconciler(fd: int) -> None:
     with contextlib.suppress(OSError):
         while os.read(fd, 1):
             pass
-    os.killpg(0, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)  # the first process of a container cannot be killed from inside
 
 
 def _internal(error: Exception) -> Failure:

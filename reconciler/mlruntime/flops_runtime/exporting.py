@@ -53,7 +53,7 @@ class Exporter:
             note = wire.receive(self._connection)
         except (EOFError, OSError) as error:
             status = self._nursery.exit_status(self._pid)
-            raise Failure(
+            raise self._nursery.told(self._pid) or Failure(
                 "FL5040",
                 f"The process that writes the model ended with wait status {status}.",
                 cure="Look into child.log in the run's directory for what the ML repo's code wrote last.",

@@ -108,8 +108,8 @@ class EmbeddedGrid(Grid):  # type: ignore[misc, unused-ignore]
         self._watch.allow(learner.pid, Allowance(0, share))  # loading data: only the machine is protected
 
     def _kill(self, learner: Learner, timeout: float, what: str) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(learner.pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # an engine that is gone says so by itself
+            self._nursery.kill(learner.pid)
         self._lost(
             learner,
             Failure(
@@ -137,6 +137,8 @@ class EmbeddedGrid(Grid):  # type: ignore[misc, unused-ignore]
 
     def _why_dead(self, learner: Learner) -> Failure:
         status = self._nursery.exit_status(learner.pid)
+        if (told := self._nursery.told(learner.pid)) is not None:
+            return told
         if (excess := self._watch.exceeded.pop(learner.pid, None)) is not None:
             used, allowance = excess
             return Failure(

@@ -21,6 +21,8 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
+from flops_runtime.failures import Failure
+
 PRELOAD = {
     "sklearn": ["sklearn.linear_model", "sklearn.neural_network"],
     "pytorch": ["torch", "torch.nn", "torch.utils.data"],
@@ -37,6 +39,7 @@ class Nursery:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = ours
         self._statuses: dict[int, int] = {}
+        self._told: dict[int, Failure] = {}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "flops_runtime.nursery", str(theirs.fileno()), flavor],
             pass_fds=[theirs.fileno()],
@@ -64,6 +67,15 @@ class Nursery:
             self._receive()
         return self._statuses[pid]
 
+    def told(self, pid: int) -> Failure | None:
+        """Why a child ended, if whoever started it knows; to be asked after `exit_status`."""
+        return self._told.get(pid)
+
+    def kill(self, pid: int) -> None:
+        """Kills a child; nothing when it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
     def close(self) -> None:
         """Ends the nursery and with it all of its children."""
         self._socket.close()
@@ -80,7 +92,33 @@ class Nursery:
         answer: dict[str, Any] = json.loads(data)
         if "exited" in answer:
             self._statuses[int(answer["exited"])] = int(answer["status"])
+            if "failure" in answer:
+                self._told[int(answer["exited"])] = Failure.from_dict(answer["failure"])
         return answer
+
+
+class OrderedNursery(Nursery):
+    """A nursery whose children somebody else starts – the reconciler, as containers – at the other end of a given socket.
+
+    Their ids are tickets above every process id.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._statuses = {}
+        self._told = {}
+
+    def exit_status(self, pid: int, timeout: float = 15.0) -> int | None:
+        """As ever, but later: an engine tells of a container's end after the container has hung up."""
+        return super().exit_status(pid, timeout)
+
+    def kill(self, pid: int) -> None:
+        """Lets a container be killed. Raises OSError when whoever started it is gone."""
+        self._socket.send(json.dumps({"kill": pid}).encode())
+
+    def close(self) -> None:
+        """No more orders; what still runs is removed by whoever started it."""
+        self._socket.close()
 
 
 def main(arguments: list[str]) -> None:

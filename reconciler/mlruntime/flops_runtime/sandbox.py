@@ -80,7 +80,9 @@ def enter(readable: Iterable[Path], writable: Iterable[Path]) -> str:
     try:
         for name in (*_SYSTEM, sys.prefix, sys.base_prefix, sys.exec_prefix):
             _allow(ruleset, Path(name), _RUN & handled)
-        for path in (*map(Path, _SYSTEM_FILES), *readable):
+        # In an image packages need not lie below the interpreter's prefix.
+        packages = [Path(name) for name in sys.path if name.startswith("/")]
+        for path in (*map(Path, _SYSTEM_FILES), *packages, *readable):
             _allow(ruleset, path, _READ & handled)
         for path in (*map(Path, _DEVICES), *writable):
             _allow(ruleset, path, handled & ~_EXECUTE)

@@ -2,15 +2,18 @@
 
 `python -m flops_runtime.serve --model DIR --project NAME --version DIGEST` with `--port`, or with the three descriptors of a
 supervisor: `--fd` (the shared listening socket), `--private-fd` (this process alone) and `--control-fd` (lines: accept, drain;
-its end means that the supervisor is gone or removes the service, and the server ends too).
+its end means that the supervisor is gone or removes the service, and the server ends too). SIGTERM means drain as well: the
+server goes on accepting, since whoever sends it may still route to it, and ends when its clients have gone.
 
 While it drains every answer says `Connection: close`, so that clients move over between requests and none fails.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -160,6 +163,18 @@ class Server(uvicorn.Server):
                 self.should_exit = True
                 return
 
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """SIGTERM drains as the supervisor's word does: a container's runtime and Kubernetes have no other way to say it."""
+        if sig != signal.SIGTERM or self._inference.draining or not self.started:
+            super().handle_exit(sig, frame)
+            return
+        self._inference.draining = True
+        asyncio.get_event_loop().create_task(self._end_when_quiet())
+
+    async def _end_when_quiet(self) -> None:
+        await self._until_quiet()
+        self.should_exit = True
+
     def _protocol(self) -> asyncio.Protocol:
         make: Any = self.config.http_protocol_class
         made: asyncio.Protocol = make(
@@ -176,13 +191,27 @@ class Server(uvicorn.Server):
             await asyncio.sleep(DRAIN_SECONDS / steps)
 
 
+def listen(host: str, port: int, path: Optional[str]) -> socket.socket:
+    """A listening socket: the Unix socket of a path, or a port."""
+    if path is None:
+        return socket.create_server((host, port), backlog=1024)
+    with contextlib.suppress(FileNotFoundError):
+        Path(path).unlink()
+    made = socket.socket(socket.AF_UNIX)
+    made.bind(path)
+    Path(path).chmod(0o666)  # whoever may enter its folder may connect
+    made.listen(1024)
+    return made
+
+
 def main() -> None:
     """Load the model, then serve."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--project", default="")
     parser.add_argument("--version", default="")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; a container needs 0.0.0.0")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 in a container with a network")
+    parser.add_argument("--socket", help="path of a Unix socket to listen on instead: for a container without a network")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--max-body", type=int, default=MAX_BODY, help="bytes")
     parser.add_argument("--fd", type=int)
@@ -198,7 +227,7 @@ def main() -> None:
     model = ServedModel.load(options.model)
     inference = Inference(model, {"project": options.project, "digest": options.version}, options.max_body)
     if options.fd is None:
-        Server(inference, None, None).run(sockets=[socket.create_server((options.host, options.port))])
+        Server(inference, None, None).run(sockets=[listen(options.host, options.port, options.socket)])
         return
     shared, private = socket.socket(fileno=options.fd), socket.socket(fileno=options.private_fd)
     Server(inference, shared, options.control_fd).run(sockets=[private])

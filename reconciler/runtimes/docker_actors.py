@@ -1,0 +1,98 @@
+"""Actors of training runs as containers of a Docker engine: on no network, each with its own limits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from docker.errors import APIError, NotFound
+from docker.models.containers import Container
+
+from reconciler.actors import ActorSpec, Ending
+from reconciler.runtimes.docker_engine import LABEL, NOBODY, Bind, ContainerSpec, DockerEngine, ending
+
+
+class DockerActors:
+    """Starts actors in one engine."""
+
+    def __init__(self, engine: DockerEngine, *, instance: str = "default") -> None:
+        self._engine = engine
+        self._instance = instance
+
+    def start(self, spec: ActorSpec) -> DockerActor:
+        """A container for an actor; it runs as the reconciler's user, or as nobody where that is root. Raises ServingError."""
+        user = f"{os.getuid()}:{os.getgid()}" if os.getuid() else NOBODY
+        if not os.getuid():
+            for path in spec.writable:
+                _give(path, *map(int, NOBODY.split(":")))
+        container = self._engine.create(
+            ContainerSpec(
+                name=f"flops-{self._instance}-{spec.name}",
+                image=self._engine.image_id(spec.image),
+                command=spec.command,
+                env=spec.env,
+                labels={**spec.labels, LABEL: spec.home, "flops.instance": self._instance, "flops.kind": "actor"},
+                memory_mb=spec.memory_mb,
+                vcpus=spec.vcpus,
+                binds=(
+                    Bind(str(spec.door), spec.target, writable=True),
+                    *(Bind(str(path), str(path)) for path in spec.readable),
+                    *(Bind(str(path), str(path), writable=True) for path in spec.writable),
+                ),
+                user=user,
+            )
+        )
+        actor = DockerActor(self._engine, container)
+        with self._engine.answering():
+            container.start()
+        return actor
+
+    def sweep(self, home: str) -> None:
+        """Removes the containers of an earlier run."""
+        for container in self._engine.containers(home):
+            self._engine.remove(container)
+
+
+class DockerActor:
+    """One container."""
+
+    def __init__(self, engine: DockerEngine, container: Container) -> None:
+        self._engine = engine
+        self._container = container
+
+    def wait(self) -> Ending:
+        """Waits for its end. Raises ServingError when the engine goes away."""
+        with self._engine.answering():
+            try:
+                self._container.wait(timeout=None)
+                return Ending(*ending(self._container))
+            except NotFound:
+                return Ending(137, out_of_memory=False)
+
+    def follow(self, fd: int) -> None:
+        """Copies its output to `fd`; the end of either ends it."""
+        with self._engine.answering():
+            for part in self._container.logs(stream=True, follow=True):
+                os.write(fd, part)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        with self._engine.answering():
+            try:
+                self._container.kill()
+            except NotFound:
+                return
+            except APIError as error:
+                if error.status_code != 409:  # it has ended by itself
+                    raise
+
+    def remove(self) -> None:
+        """Kill and forget."""
+        self._engine.remove(self._container)
+
+
+def _give(path: Path, uid: int, gid: int) -> None:
+    """Makes files and folders those of the containers' user; links are not followed."""
+    for place, folders, files in os.walk(path):
+        for name in (".", *folders, *files):
+            os.chown(Path(place, name), uid, gid, follow_symlinks=False)

@@ -1,0 +1,97 @@
+"""A real engine for tests, and images made from the base root file system of `ci/engine.sh`.
+
+`eval "$(ci/engine.sh start)"` sets DOCKER_HOST and FLOPS_BASE_ROOTFS. Without an engine tests are skipped and say so; with
+FLOPS_REQUIRE_ENGINE=1, as CI sets it, that is a failure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import sys
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import docker
+import pytest
+from docker.errors import DockerException, ImageNotFound
+
+from reconciler.runtimes.docker_engine import DockerEngine
+
+PACKAGES = (
+    "numpy", "numpy.libs", "scipy", "scipy.libs", "sklearn", "scikit_learn.libs", "joblib", "threadpoolctl.py", "cloudpickle",
+    "uvicorn", "starlette", "anyio", "click", "h11", "idna", "yaml", "_yaml", "orjson", "typing_extensions.py", "narwhals",
+)  # fmt: skip
+"""What the inference server needs for a scikit-learn model."""
+
+
+def missing(why: str) -> None:
+    """Skip, or fail where an engine has to be."""
+    if os.environ.get("FLOPS_REQUIRE_ENGINE") == "1":
+        pytest.fail(why)
+    pytest.skip(why)
+
+
+def open_engine() -> DockerEngine:
+    """The engine of DOCKER_HOST or of the default socket."""
+    engine = DockerEngine()
+    if not engine.host.startswith("unix://") or not engine.answers():
+        missing(f'no Docker engine answers at {engine.host}; `eval "$(ci/engine.sh start)"` starts one')
+    return engine
+
+
+def base_image(engine: DockerEngine) -> str:
+    """Debian with Python 3.11, imported once per engine."""
+    folder = os.environ.get("FLOPS_BASE_ROOTFS", "")
+    rootfs = Path(folder) / "amd64.tar"
+    if not folder or not rootfs.is_file():
+        missing('FLOPS_BASE_ROOTFS names no base root; `eval "$(ci/engine.sh start)"` makes one')
+    tag = hashlib.sha256(folder.encode()).hexdigest()[:12]
+    try:
+        return str(engine.client.images.get(f"flops-test-base:{tag}").id)
+    except ImageNotFound:
+        engine.client.api.import_image_from_file(str(rootfs), repository="flops-test-base", tag=tag)
+        return str(engine.client.images.get(f"flops-test-base:{tag}").id)
+
+
+def image_with(engine: DockerEngine, name: str, files: Mapping[str, Path], base: str, lines: str = "") -> str:
+    """An image of a base and some files and folders, as {place in the image: path here}; kept for the next run."""
+    digest = hashlib.sha256(f"{base}\n{lines}".encode())
+    found = []
+    for place, path in sorted(files.items()):
+        for item in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if item.is_file() and "__pycache__" not in item.parts:
+                inside = f"{place}/{item.relative_to(path)}" if path.is_dir() else place
+                found.append((inside.lstrip("/"), item))
+                digest.update(f"{inside}\0{item.stat().st_size}\0".encode() + (item.read_bytes() if item.suffix == ".py" else b""))
+    tag = f"{name}:{digest.hexdigest()[:12]}"
+    try:
+        return str(engine.client.images.get(tag).id)
+    except ImageNotFound:
+        pass
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w") as tar:
+        for inside, item in found:
+            tar.add(item, f"root/{inside}")
+        dockerfile = f"FROM {base}\nCOPY root /\n{lines}\n".encode()
+        entry = tarfile.TarInfo("Dockerfile")
+        entry.size = len(dockerfile)
+        tar.addfile(entry, io.BytesIO(dockerfile))
+    context.seek(0)
+    image, _ = engine.client.images.build(fileobj=context, custom_context=True, tag=tag, rm=True)
+    return str(image.id)
+
+
+def site_packages() -> Path:
+    """Where this Python's packages are: the base image has the same Python."""
+    return next(Path(item) for item in sys.path if item.endswith("site-packages"))
+
+
+def left_over(client: docker.DockerClient, label: str) -> list[str]:
+    """The names of the containers with a label."""
+    try:
+        return [str(item.name) for item in client.containers.list(all=True, filters={"label": label})]
+    except DockerException:
+        return []

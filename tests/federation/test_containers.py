@@ -1,0 +1,168 @@
+"""Training in containers of a real engine: the same model as in processes, behind a higher fence."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from docker.models.containers import Container
+
+from reconciler.actors import ActorImages
+from reconciler.errors import TrainingError
+from reconciler.federation.containers import in_containers
+from reconciler.federation.runtime_version import mlruntime_dir
+from reconciler.federation.training import TrainingEvent, TrainingJob, TrainingResult, run_training
+from reconciler.runtimes.docker_actors import DockerActors
+from reconciler.runtimes.docker_engine import DockerEngine
+from tests.dockerkit import base_image, open_engine, site_packages
+
+
+@pytest.fixture(scope="module")
+def engine() -> DockerEngine:
+    return open_engine()
+
+
+@pytest.fixture(scope="module")
+def images(engine: DockerEngine) -> ActorImages:
+    """A bare Debian; the environment that the tests run in is mounted."""
+    base = base_image(engine)
+    return ActorImages(
+        base,
+        base,
+        binds=(mlruntime_dir(), site_packages()),
+        env={"PYTHONPATH": os.pathsep.join([str(mlruntime_dir()), str(site_packages())])},
+    )
+
+
+class Boxed:
+    """Runs jobs in containers and keeps what they told."""
+
+    def __init__(self, engine: DockerEngine, images: ActorImages) -> None:
+        self.engine = engine
+        self.images = images
+        self.events: list[TrainingEvent] = []
+
+    def __call__(
+        self,
+        job: TrainingJob,
+        on_event: Callable[[TrainingEvent], None] = lambda _: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> TrainingResult:
+        def both(event: TrainingEvent) -> None:
+            self.events.append(event)
+            on_event(event)
+
+        launch = in_containers(DockerActors(self.engine, instance="test"), self.images)
+        return run_training(job, on_event=both, cancelled=cancelled, launch=launch)
+
+    def containers(self, job: TrainingJob) -> list[Container]:
+        return self.engine.containers(hashlib.sha256(str(job.run_dir.resolve()).encode()).hexdigest()[:24])
+
+
+@pytest.fixture
+def boxed(engine: DockerEngine, images: ActorImages, job: TrainingJob) -> Iterator[Boxed]:
+    made = Boxed(engine, images)
+    yield made
+    assert made.containers(job) == []
+
+
+def parameters(run_dir: Path, number: int) -> list[np.ndarray]:
+    with np.load(run_dir / "rounds" / f"{number:04d}.npz") as archive:
+        return [archive[name] for name in archive.files]
+
+
+def test_containers_learn_what_processes_learn(job: TrainingJob, boxed: Boxed, run, tmp_path: Path) -> None:
+    seen: dict[str, dict] = {}
+
+    def look(event: TrainingEvent) -> None:
+        if event.kind == "round" and event.round == 1:
+            seen.update({item.labels["flops.role"]: item.attrs for item in boxed.containers(job)})
+
+    result = boxed(job, on_event=look)
+    assert [item.round for item in result.rounds] == [1, 2, 3]
+    assert (result.model_dir / "MLmodel").is_file()
+    assert result.holdout["rows"] == 300
+    in_processes = run(job, run_dir=tmp_path / "processes")
+    assert [item.accuracy for item in result.rounds] == [item.accuracy for item in in_processes.rounds]
+    for one, other in zip(parameters(job.run_dir, 3), parameters(tmp_path / "processes", 3), strict=True):
+        assert np.array_equal(one, other)
+    assert set(seen) == {"aggregator", "learner", "export"}
+    learner = seen["learner"]
+    assert learner["HostConfig"]["NetworkMode"] == "none"
+    assert learner["HostConfig"]["ReadonlyRootfs"]
+    assert learner["HostConfig"]["CapDrop"] == ["ALL"]
+    assert learner["HostConfig"]["Memory"] == learner["HostConfig"]["MemorySwap"] >= job.memory_mb << 20
+    assert learner["HostConfig"]["NanoCpus"] == job.vcpus * 10**9
+    assert learner["Config"]["User"].split(":")[0] not in ("", "0")
+    assert learner["Config"]["Labels"]["flops.digest"] == job.digest
+    visible = {mount["Destination"] for mount in learner["Mounts"] if not mount["RW"]}
+    assert sum(str(shard) in visible for shard in job.shards) == 1, "a learner sees its own shard"
+    assert str(job.run_dir) not in {mount["Destination"] for mount in learner["Mounts"]}
+
+
+def test_a_learner_out_of_memory_is_told_with_the_limit(job: TrainingJob, boxed: Boxed, spoil) -> None:
+    spoil("def fit_model(self)", "def fit_model(self):\n        self.hoard = bytearray(b'x' * 900_000_000)\n\n    def fit(self)")
+    with pytest.raises(TrainingError) as caught:
+        boxed(replace(job, memory_mb=50))
+    assert caught.value.code == "FL5022"
+    assert "450 MB" in caught.value.cause
+    assert "`resource_constraints.memory` is 50 MB" in caught.value.cause
+    assert not caught.value.transient
+
+
+def test_a_killed_learner_comes_back_for_the_next_round(job: TrainingJob, boxed: Boxed) -> None:
+    def kill(event: TrainingEvent) -> None:
+        if event.kind == "round" and event.round == 1:
+            next(item for item in boxed.containers(job) if item.labels["flops.role"] == "learner").kill()
+
+    result = boxed(replace(job, rounds=40, min_fit=1, min_evaluate=1), on_event=kill)
+    assert len(result.rounds) == 40
+    kinds = [event.kind for event in boxed.events]
+    assert "learner_failed" in kinds
+    assert "learner_restarted" in kinds
+
+
+def test_cancelling_leaves_no_container(job: TrainingJob, boxed: Boxed) -> None:
+    with pytest.raises(TrainingError) as caught:
+        boxed(replace(job, rounds=1000), cancelled=lambda: any(event.kind == "round" for event in boxed.events))
+    assert caught.value.code == "FL5001"
+    assert boxed.containers(job) == []
+
+
+def test_user_code_finds_no_network_and_nothing_of_the_machine(job: TrainingJob, boxed: Boxed, spoil) -> None:
+    probe = (
+        "import os\n"
+        "print('NET', [line.split(':')[0].strip() for line in open('/proc/net/dev') if ':' in line], flush=True)\n"
+        "print('UID', os.getuid(), 'PIDS', sorted(int(n) for n in os.listdir('/proc') if n.isdigit())[-1], flush=True)\n"
+    )
+    spoil("import", f"{probe}import", file="model_manager.py")
+    boxed(replace(job, rounds=1))
+    said = (job.run_dir / "child.log").read_text()
+    assert "NET ['lo']" in said
+    assert "UID 0" not in said
+
+
+def test_an_engine_that_is_gone(job: TrainingJob, images: ActorImages, tmp_path: Path) -> None:
+    actors = DockerActors(DockerEngine(f"unix://{tmp_path}/no.sock"))
+    with pytest.raises(TrainingError) as caught:
+        run_training(job, on_event=lambda _: None, cancelled=lambda: False, launch=in_containers(actors, images))
+    assert caught.value.code == "FL5510"
+    assert caught.value.transient
+
+
+def test_an_image_that_cannot_work(job: TrainingJob, engine: DockerEngine) -> None:
+    base = base_image(engine)
+    with pytest.raises(TrainingError) as caught:
+        run_training(
+            job,
+            on_event=lambda _: None,
+            cancelled=lambda: False,
+            launch=in_containers(DockerActors(engine, instance="test"), ActorImages(base, base)),
+        )
+    assert caught.value.code == "FL5511"
+    assert "No module named" in (job.run_dir / "child.log").read_text()
