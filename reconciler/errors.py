@@ -155,6 +155,15 @@ CODES: dict[str, str] = {
     "FL5511": "A container of a training run does not come up.",
     "FL5091": "hierarchical training is not built yet",
     "FL5090": "A stage was run before those that it stands on.",
+    # --- FL56xx hierarchies
+    "FL5601": "No cluster has enough learners.",
+    "FL5603": "A cluster aggregator failed or died.",
+    # --- FL57xx guards, privacy, simulation, partitions
+    "FL5701": "A learner's update is not finite.",
+    "FL5702": "A learner's update has other shapes than what it was sent.",
+    "FL5703": "Flower refuses the settings of differential privacy.",
+    "FL5710": "The data have no column of labels to deal them by.",
+    "FL5711": "The data cannot be dealt so that every learner has enough rows.",
     # --- FL6xxx tracking
     "FL6001": "MLflow does not answer",
     "FL6002": "MLflow refuses a request",

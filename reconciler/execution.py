@@ -102,8 +102,8 @@ def _needs(work: Work, stage: Stage) -> tuple[int, int]:
     if stage is not Stage.TRAIN:
         return 0, 0
     constraints = work.declared.sla.resource_constraints
-    learners = work.declared.sla.training_configuration.min_available_clients
-    return constraints.memory * learners, int(constraints.vcpus) * learners
+    processes = work.declared.sla.training_configuration.process_count()
+    return constraints.memory * processes, int(constraints.vcpus) * processes
 
 
 def _as_flops_error(raised: Exception, work: Work) -> FlopsError:

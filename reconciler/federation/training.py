@@ -54,11 +54,36 @@ class TrainingJob:
     vcpus: int
     metric: str
     direction: Literal["max", "min"]
+    clusters: tuple[ClusterShare, ...] = ()
+    """Clusters of a hierarchical training, in the order of the shards; without any the training is classic."""
+    cycles: int = 1
+    """Cycles of a hierarchical training; `rounds` are those of one cycle then."""
+    root_strategy_name: str = "fedavg"
+    root_strategy_arguments: Mapping[str, Any] = field(default_factory=dict)
+    early_stop: Mapping[str, Any] | None = None
+    """`metric`, `direction` (max or min), `target`, `patience`, `min_delta`."""
+    update_guard: Mapping[str, Any] | None = None
+    """`max_norm`."""
+    privacy: Mapping[str, Any] | None = None
+    """`mechanism`, `clipping_norm`, and `noise_multiplier` or `epsilon` and `delta`."""
+    simulation: Mapping[str, Any] | None = None
+    """`processes` that play all of the learners."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterShare:
+    """A cluster and how many of the shards, in order, are those of its learners."""
+
+    name: str
+    learners: int
 
 
 @dataclass(frozen=True, slots=True)
 class RoundResult:
-    """One finished round; loss and accuracy are those of the aggregated model, weighted over the learners."""
+    """One finished round, or cycle of a hierarchical training.
+
+    Loss and accuracy are those of the aggregated model, weighted over the learners.
+    """
 
     round: int
     loss: float
@@ -72,7 +97,10 @@ class RoundResult:
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """A finished run. `holdout` has `rows` and, for integer labels, `accuracy`; it is empty without a held-out set.
+    """A finished run. In a hierarchical one `rounds` are the cycles of the root, and `clusters` has the rounds of every cluster,
+    numbered over the whole training: round r of cycle c is (c - 1) * rounds_per_cycle + r.
+
+    `holdout` has `rows` and, for integer labels, `accuracy`; it is empty without a held-out set.
 
     `samples` is an npz of up to 1,000 `inputs` (n, ...), `predictions` (n, ...) of the saved model, and `labels` (n,) if
     they are known.
@@ -85,12 +113,14 @@ class TrainingResult:
     samples: Path | None
     seconds: float
     resumed_from: int
+    clusters: Mapping[str, tuple[RoundResult, ...]] = field(default_factory=dict)
+    rounds_per_cycle: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingEvent:
-    """Something that happened in a run: sandbox, started, resumed, round, learner_failed, learner_restarted, warning,
-    exporting, finished."""
+    """Something that happened in a run: sandbox, started, resumed, round, cluster_round, learner_failed, learner_restarted,
+    stopped_early, warning, exporting, finished."""
 
     kind: str
     message: str
@@ -138,6 +168,8 @@ def read_result(run_dir: Path, digest: str) -> TrainingResult | None:
             samples=run_dir / "samples.npz" if data["samples"] else None,
             seconds=float(data["seconds"]),
             resumed_from=int(data["resumed_from"]),
+            clusters={str(name): tuple(RoundResult(**item) for item in found) for name, found in data.get("clusters", {}).items()},
+            rounds_per_cycle=int(data.get("rounds_per_cycle", 1)),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -170,7 +202,9 @@ def _plain(job: TrainingJob) -> dict[str, Any]:
     data["python"] = str(job.python.absolute())
     data["shards"] = [str(shard.resolve()) for shard in job.shards]
     data["holdout"] = str(job.holdout.resolve()) if job.holdout else None
-    data["strategy_arguments"] = dict(job.strategy_arguments)
+    for name in ("strategy_arguments", "root_strategy_arguments", "early_stop", "update_guard", "privacy", "simulation"):
+        given = getattr(job, name)
+        data[name] = None if given is None else dict(given)
     # A run has to be repeatable after a crash even if nobody cares for the seed: then its digest is the seed.
     data["seed"] = job.seed if job.seed is not None else int(job.digest[:8], 16)
     return data

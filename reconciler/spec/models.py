@@ -24,6 +24,9 @@ STRATEGIES = (
     "krum", "multikrum", "qfedavg",
 )  # fmt: skip
 
+DEFAULT_CLUSTERS = 2
+"""Clusters that a hierarchical training has when it declares none."""
+
 
 def _strategy(value: object) -> object:
     return value.lower().replace("-", "").replace("_", "") if isinstance(value, str) else value
@@ -97,7 +100,63 @@ class Cluster(_Model):
     """A group of learners below one cluster aggregator."""
 
     name: ProjectName = Field(description="Name of the cluster.")
-    learners: int = Field(1, ge=1, le=1000, description="Learners in the cluster.")
+    learners: int | None = Field(None, ge=1, le=1000, description="Learners in the cluster; min_available_clients when left out.")
+
+
+class EarlyStop(_Model):
+    """When a training ends before its last round (or cycle)."""
+
+    metric: str = Field("accuracy", description="A metric of the aggregated model.")
+    direction: Literal["maximize", "minimize"] = Field("maximize", description="What is better.")
+    target: float | None = Field(None, description="The value that is enough.")
+    patience: int | None = Field(
+        None, ge=1, le=10_000, validate_default=True, description="Rounds in a row without an improvement that are enough."
+    )
+    min_delta: float = Field(0.0, ge=0, description="What is less than this is no improvement.")
+
+    _default_direction = model_validator(mode="before")(_direction)
+
+    @field_validator("patience")
+    @classmethod
+    def _one_of_both(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is None and "target" in info.data and info.data["target"] is None:
+            raise rules.broken("is missing, and so is target: the training would never stop early", "Give one of them.")
+        return value
+
+
+class UpdateGuard(_Model):
+    """What is done about updates that could spoil the model. Those that are not finite are refused always."""
+
+    max_norm: float | None = Field(None, gt=0, description="Larger updates (Euclidean norm over all arrays) are scaled down to it.")
+
+
+class Privacy(_Model):
+    """Differential privacy, as Flower has it. Its noise does not come from the seed."""
+
+    mechanism: Literal["central-fixed", "central-adaptive", "client-fixed", "client-adaptive", "local"] = Field(
+        "central-fixed", description="Where updates are clipped, and where the noise is added (local: by each learner)."
+    )
+    clipping_norm: float = Field(1.0, gt=0, description="Norm that updates are clipped to; of adaptive ones, the first.")
+    noise_multiplier: float = Field(1.0, ge=0, le=1e6, description="Noise by clipping norm; all but local.")
+    epsilon: float = Field(1.0, gt=0, le=1e6, description="Privacy budget of one answer; local only.")
+    delta: float = Field(1e-5, gt=0, lt=1, description="Chance that the budget does not hold; local only.")
+
+
+class Simulation(_Model):
+    """Many learners in few processes, with the same result."""
+
+    learners: int = Field(ge=1, le=100_000, description="Virtual learners, instead of min_available_clients.")
+    processes: int = Field(2, ge=1, le=1024, description="Processes that play them.")
+
+
+class Partitioner(_Model):
+    """How rows are dealt to learners."""
+
+    name: Literal["iid", "dirichlet", "shards"] = Field("iid", description="iid: by chance; the others skew by label.")
+    alpha: float = Field(0.5, gt=0, le=1e6, description="dirichlet: the smaller, the more unlike the learners are.")
+    shards_per_learner: int = Field(2, ge=1, le=1000, description="shards: pieces of the rows sorted by label for each learner.")
+    min_rows: int = Field(10, ge=1, description="Rows that each learner gets at least.")
+    label: str | None = Field(None, description="Column of the labels; label, labels, y, target or class when left out.")
 
 
 class TrainingConfiguration(_Model):
@@ -121,6 +180,14 @@ class TrainingConfiguration(_Model):
     fraction_fit: float = Field(1.0, gt=0, le=1, description="Share of the learners that train in a round.")
     clusters: list[Cluster] = Field(default_factory=list, max_length=100, description="Clusters; hierarchical mode only.")
     best_model: BestModel = Field(default_factory=BestModel, description="Which round's model is kept.")
+    root_strategy: Strategy | None = Field(
+        None, description="How the root joins the clusters' models; fedavg when left out. Hierarchical mode only."
+    )
+    early_stop: EarlyStop | None = Field(None, description="When to end before the last round (or cycle).")
+    update_guard: UpdateGuard | None = Field(None, description="Bounds for the learners' updates.")
+    privacy: Privacy | None = Field(None, description="Differential privacy.")
+    simulation: Simulation | None = Field(None, description="Virtual learners; classic mode only.")
+    partitioner: Partitioner | None = Field(None, description="How rows are dealt to learners; by chance when left out.")
 
     # Rules on single keys, not on the whole: so each is told at its own place, beside all other mistakes.
     @field_validator("min_fit_clients", "min_evaluate_clients")
@@ -143,6 +210,42 @@ class TrainingConfiguration(_Model):
             if name in names[:index]:
                 raise rules.broken("names a cluster twice", "Give each cluster its own name.", at=index)
         return value
+
+    @field_validator("root_strategy")
+    @classmethod
+    def _root_only_hierarchical(cls, value: Strategy | None, info: ValidationInfo) -> Strategy | None:
+        if value and info.data.get("mode") is Mode.CLASSIC:
+            raise rules.broken("needs mode: hierarchical", "Set `mode: hierarchical`, or remove it.")
+        return value
+
+    @field_validator("simulation")
+    @classmethod
+    def _simulation(cls, value: Simulation | None, info: ValidationInfo) -> Simulation | None:
+        if value and info.data.get("mode") is Mode.HIERARCHICAL:
+            raise rules.broken("needs mode: classic", "Set `mode: classic`, or remove it.")
+        if value and value.learners < info.data.get("min_available_clients", 0):
+            raise rules.broken(
+                "has fewer learners than min_available_clients", "Raise its learners, or lower min_available_clients."
+            )
+        return value
+
+    def cluster_sizes(self) -> list[tuple[str, int]]:
+        """The clusters of a hierarchical training and their learners: those that are declared, or two of min_available_clients."""
+        if self.mode is Mode.CLASSIC:
+            return []
+        if not self.clusters:
+            return [(f"cluster-{number}", self.min_available_clients) for number in range(1, DEFAULT_CLUSTERS + 1)]
+        return [(cluster.name, cluster.learners or self.min_available_clients) for cluster in self.clusters]
+
+    def learner_count(self) -> int:
+        """Learners in all: those of all clusters, the virtual ones, or min_available_clients."""
+        if self.simulation is not None:
+            return self.simulation.learners
+        return sum(learners for _, learners in self.cluster_sizes()) or self.min_available_clients
+
+    def process_count(self) -> int:
+        """Processes in which learners work at the same time."""
+        return min(self.simulation.processes, self.simulation.learners) if self.simulation is not None else self.learner_count()
 
 
 class ResourceConstraints(_Model):

@@ -12,6 +12,13 @@ def training_spec(sla: ProjectSLA) -> dict[str, Any]:
     training = sla.training_configuration.model_dump(mode="json")
     # How long to wait for an answer does not change what a finished run learned.
     del training["round_timeout"]
+    # Keys that came later count when they are used only: a release does not train again what it would learn alike.
+    for name in ("root_strategy", "early_stop", "update_guard", "privacy", "simulation", "partitioner"):
+        if training[name] is None:
+            del training[name]
+    if "simulation" in training:
+        # Virtual learners learn what as many real ones do, whatever the number of processes.
+        training["simulation"] = {"learners": training["simulation"]["learners"]}
     return {"training_configuration": training, "ml_model_flavor": str(sla.ml_model_flavor), "rerun": sla.rerun}
 
 

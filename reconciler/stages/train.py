@@ -7,12 +7,13 @@ half-finished one goes on after its last round; only then is anything trained.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
 
 from reconciler.digests import short
-from reconciler.errors import TrainingError, Where
+from reconciler.errors import TrainingError
 from reconciler.federation.runtime_version import TRAINING_VERSION
-from reconciler.federation.training import TrainingEvent, TrainingJob, TrainingResult, run_training
-from reconciler.spec.models import Mode
+from reconciler.federation.training import ClusterShare, RoundResult, TrainingEvent, TrainingJob, TrainingResult, run_training
+from reconciler.spec.models import TrainingConfiguration
 from reconciler.stages import build, resolve
 from reconciler.stages.model import Outcome, Work
 from reconciler.stages.package import write_extras
@@ -26,13 +27,6 @@ def run(work: Work) -> Outcome:
     if known:
         work.run_id = known.run_id
         return Outcome("reused", f"run {known.run_id[:8]} has digest {short(work.desired.run_digest)}")
-    if work.declared.sla.training_configuration.mode is not Mode.CLASSIC:
-        raise TrainingError(
-            "FL5091",
-            "Hierarchical training is not built yet.",
-            cure="Use mode: classic until a release says otherwise.",
-            where=Where(f"projects/{work.desired.name}"),
-        )
     if work.dataset is None:
         resolve.run(work)
     if work.environment is None:
@@ -58,7 +52,7 @@ def run(work: Work) -> Outcome:
     held_out = f", {holdout:.4f} on {int(work.training.holdout.get('rows', 0)):,} held-out rows" if holdout else ""
     return Outcome(
         "done",
-        f"{len(work.training.rounds)} rounds, best is round {best.round} with accuracy {best.accuracy:.4f}{held_out}",
+        f"{_length(work.training)} {best.round} with accuracy {best.accuracy:.4f}{held_out}",
         {
             "training": {
                 "best_round": best.round,
@@ -71,15 +65,23 @@ def run(work: Work) -> Outcome:
     )
 
 
+def _length(result: TrainingResult) -> str:
+    if not result.clusters:
+        return f"{len(result.rounds)} rounds, best is round"
+    return f"{len(result.rounds)} cycles of {result.rounds_per_cycle} rounds in {len(result.clusters)} clusters, best is cycle"
+
+
 def _job(work: Work) -> TrainingJob:
     if work.dataset is None or work.environment is None or work.repo_dir is None:
         raise TrainingError("FL5090", "The training's inputs are not there.", cure="Run resolve and build first.")
     sla = work.declared.sla
     training = sla.training_configuration
-    learners = training.min_available_clients
+    learners = training.learner_count()
     partitions = work.declared.mock_data.number_of_partitions if work.declared.mock_data else None
     work.shards = tuple(
-        work.tools.catalog.shards(work.dataset, learners, training.seed or 0, work.tools.runs / "shards", partitions)
+        work.tools.catalog.shards(
+            work.dataset, learners, training.seed, work.tools.runs / "shards", partitions, training.partitioner
+        )
     )
     holdout = work.dataset.directory / "holdout.arrow"
     return TrainingJob(
@@ -104,8 +106,27 @@ def _job(work: Work) -> TrainingJob:
         memory_mb=sla.resource_constraints.memory,
         vcpus=sla.resource_constraints.vcpus,
         metric=training.best_model.metric,
-        direction="max" if training.best_model.direction == "maximize" else "min",
+        direction=_short(training.best_model.direction),
+        clusters=tuple(ClusterShare(name, count) for name, count in training.cluster_sizes()),
+        cycles=training.training_cycles,
+        root_strategy_name=training.root_strategy.name if training.root_strategy else "fedavg",
+        root_strategy_arguments=training.root_strategy.arguments if training.root_strategy else {},
+        **_options(training),
     )
+
+
+def _options(training: TrainingConfiguration) -> dict[str, Any]:
+    stop = training.early_stop
+    return {
+        "early_stop": {**stop.model_dump(), "direction": _short(stop.direction)} if stop else None,
+        "update_guard": training.update_guard.model_dump() if training.update_guard else None,
+        "privacy": training.privacy.model_dump() if training.privacy else None,
+        "simulation": {"processes": training.simulation.processes} if training.simulation else None,
+    }
+
+
+def _short(direction: str) -> Literal["max", "min"]:
+    return "max" if direction == "maximize" else "min"
 
 
 def _record(work: Work, result: TrainingResult) -> RunRecord:
@@ -114,22 +135,8 @@ def _record(work: Work, result: TrainingResult) -> RunRecord:
         project=work.desired.name,
         digest=work.desired.run_digest,
         params={name: text for name, text in work.desired.training.items() if len(text) <= 500},
-        rounds=tuple(
-            RoundMetrics(
-                step=item.round,
-                metrics={
-                    "loss": item.loss,
-                    "accuracy": item.accuracy,
-                    **item.metrics,
-                    "learners_fit": item.learners_fit,
-                    "learners_evaluated": item.learners_evaluated,
-                    "failures": item.failures,
-                    "round_seconds": item.seconds,
-                },
-            )
-            for item in result.rounds
-        ),
-        best_round=result.best_round,
+        rounds=_metrics(result),
+        best_round=result.best_round * result.rounds_per_cycle,
         holdout=dict(result.holdout),
         tags={
             "flops.commit": work.declared.commit,
@@ -144,3 +151,27 @@ def _record(work: Work, result: TrainingResult) -> RunRecord:
         timings=dict(work.timings) | {"train": result.seconds},
         model_dir=result.model_dir,
     )
+
+
+def _metrics(result: TrainingResult) -> tuple[RoundMetrics, ...]:
+    """Metrics by step. A step is a round of the whole training, so a cycle's are at the step of its last round."""
+    steps: dict[int, dict[str, float]] = {}
+    for item in result.rounds:
+        steps.setdefault(item.round * result.rounds_per_cycle, {}).update(_numbers(item))
+    for name, rounds in result.clusters.items():
+        for item in rounds:
+            found = {f"cluster.{name}.{metric}": value for metric, value in _numbers(item).items()}
+            steps.setdefault(item.round, {}).update(found)
+    return tuple(RoundMetrics(step, metrics) for step, metrics in sorted(steps.items()))
+
+
+def _numbers(item: RoundResult) -> dict[str, float]:
+    return {
+        "loss": item.loss,
+        "accuracy": item.accuracy,
+        **item.metrics,
+        "learners_fit": item.learners_fit,
+        "learners_evaluated": item.learners_evaluated,
+        "failures": item.failures,
+        "round_seconds": item.seconds,
+    }

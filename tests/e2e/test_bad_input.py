@@ -107,7 +107,11 @@ def test_bad_projects_do_not_touch_a_good_one(bench: Workbench) -> None:
         add(bench, "port", more=f"deployment: {{port: {port}}}\n")
         add(bench, "hierarchy", more="")
         sla = bench.clone / "projects" / "hierarchy" / "sla.yaml"
-        sla.write_text(sla.read_text().replace("training_rounds: 1", "training_rounds: 1, mode: hierarchical"))
+        sla.write_text(
+            sla.read_text().replace(
+                "training_rounds: 1", "training_rounds: 1, mode: hierarchical, clusters: [{name: small, learners: 1}]"
+            )
+        )
         bench.commit("All at once")
         shown = bench.flops("reconcile", "--once", "--tries", "1", check=False)
     good = bench.status("good")
@@ -119,7 +123,7 @@ def test_bad_projects_do_not_touch_a_good_one(bench: Workbench) -> None:
         "gate": ("Stalled", "below the gate"),
         "missing": ("Stalled", "no_such_package"),
         "port": ("Reconciling", "in use"),
-        "hierarchy": ("Stalled", "FL5091"),
+        "hierarchy": ("Stalled", "FL5601"),
     }
     for name, (kind, text) in expected.items():
         told = says(bench.status(name))

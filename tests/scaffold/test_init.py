@@ -22,7 +22,7 @@ def test_a_fresh_repo_is_valid(tmp_path: Path) -> None:
     }  # fmt: skip
     errors, checked = validate_paths([], root=tmp_path / "fresh")
     assert errors == []
-    assert checked == 6
+    assert checked == 8
 
 
 def test_what_it_says_it_wrote_is_what_is_there(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_what_it_says_it_wrote_is_what_is_there(tmp_path: Path) -> None:
 def test_every_schema_that_a_file_or_the_editor_names_is_there(tmp_path: Path) -> None:
     init_repository(tmp_path)
     hints = [(path, line) for path in tmp_path.rglob("*.yaml") for line in path.read_text().splitlines() if "$schema=" in line]
-    assert len(hints) == 6
+    assert len(hints) == 8
     for path, line in hints:
         assert (path.parent / line.partition("$schema=")[2].strip()).is_file(), (path, line)
 

@@ -31,7 +31,7 @@ def codes(root: Path) -> list[str]:
 
 def test_a_fresh_repo_is_valid(tmp_path: Path) -> None:
     init_repository(tmp_path)
-    assert validate_paths([], root=tmp_path) == ([], 6)
+    assert validate_paths([], root=tmp_path) == ([], 8)
 
 
 def test_dependencies_exist_and_have_no_circle(tmp_path: Path) -> None:

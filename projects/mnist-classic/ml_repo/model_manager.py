@@ -36,9 +36,13 @@ class ModelManager(ModelManagerTemplate):
         self.model.coef_, self.model.intercept_ = parameters
 
     def fit_model(self) -> int:
+        # The solver has to know every digit, those that this learner has never seen too: a blank of each, without weight.
+        x = np.concatenate([self.x_train, np.zeros((DIGITS, PIXELS), self.x_train.dtype)])
+        y = np.concatenate([self.y_train, np.arange(DIGITS)])
+        weights = np.concatenate([np.ones(len(self.y_train)), np.zeros(DIGITS)])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a few steps do not converge, and need not
-            self.model.fit(self.x_train, self.y_train)
+            self.model.fit(x, y, weights)
         return len(self.x_train)
 
     def evaluate_model(self) -> Tuple[float, float, int]:

@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from reconciler.digests import digest_of
 from reconciler.errors import DataError
-from reconciler.federation.data import arrow_files, mnist, user_files
+from reconciler.federation.data import arrow_files, mnist, partitioners, user_files
 from reconciler.federation.data.cached import locked, making
 from reconciler.spec import MockData
+from reconciler.spec.models import Partitioner
 
 DATASETS = ("mnist",)
 _FORM = 1
@@ -115,12 +114,21 @@ class DataCatalog:
             columns=tuple(train.column_names),
         )
 
-    def shards(self, version: DatasetVersion, count: int, seed: int, dest: Path, partitions: int | None = None) -> list[Path]:
+    def shards(
+        self,
+        version: DatasetVersion,
+        count: int,
+        seed: int,
+        dest: Path,
+        partitions: int | None = None,
+        partitioner: Partitioner | None = None,
+    ) -> list[Path]:
         """Disjoint files, one per learner, that together hold every row once, shuffled; sizes differ by a partition at most.
 
-        With `partitions` the rows are cut into that many parts, which are dealt to the learners in turn.
+        With `partitions` the rows are cut into that many parts, which are dealt to the learners in turn. A partitioner deals
+        the rows instead, without regard to partitions.
         """
-        parts = partitions or count
+        parts = count if partitioner is not None else partitions or count
         if parts < count:
             raise DataError(
                 "FL4004",
@@ -133,14 +141,18 @@ class DataCatalog:
                 f"{version.rows} rows are too few for {parts} parts.",
                 cure="Add data, or lower number_of_partitions and min_available_clients.",
             )
-        directory = dest / digest_of([version.digest, count, seed, parts, _FORM, _DEAL])[:32]
+        named = [partitioner.model_dump()] if partitioner is not None else []
+        directory = dest / digest_of([version.digest, count, seed, parts, _FORM, _DEAL, *named])[:32]
         with making(directory) as make:
             if make:
                 # Rows stay in the shuffled order: ML repos cut their last fifth off to evaluate with, and data are often sorted.
-                dealt = np.array_split(np.random.default_rng(seed).permutation(version.rows), parts)
-                for learner in range(count):
-                    rows = np.concatenate(dealt[learner::count])
-                    arrow_files.take(version.directory / "train.arrow", rows, directory / f"{learner:04}.arrow")
+                train = version.directory / "train.arrow"
+                if partitioner is None:
+                    dealt = partitioners.iid(version.rows, count, seed, parts)
+                else:
+                    dealt = partitioners.deal(arrow_files.read(train), count, seed, partitioner)
+                for learner, rows in enumerate(dealt):
+                    arrow_files.take(train, rows, directory / f"{learner:04}.arrow")
         return [directory / f"{learner:04}.arrow" for learner in range(count)]
 
     def _user_digest(self, tag: str) -> str:

@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     given = [*job["shards"], *([job["holdout"]] if job["holdout"] else [])]
     level = sandbox.enter([_OWN_DIR, Path(job["repo_dir"]), *map(Path, given)], [run_dir])
     threading.Thread(target=_die_with_reconciler, args=(life_fd,), name="life", daemon=True).start()
-    events = Events(events_fd, int(job["rounds"]))
+    events = Events(events_fd, int(job["cycles"] if job.get("clusters") else job["rounds"]))
     try:
         _train(job, run_dir, events, level, ordered)
     except Failure as failure:
@@ -73,47 +73,54 @@ def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str, order
     work.mkdir(parents=True)
     from flops_runtime.nursery import Nursery, OrderedNursery  # from here on heavy: the nursery imports beside us, on another core
 
-    nursery = Nursery(job["flavor"]) if ordered is None else OrderedNursery(ordered)
+    hierarchical, simulated = bool(job.get("clusters")), job.get("simulation")
+    preload = ["flops_runtime.cluster"] if hierarchical else []
+    nursery = Nursery(job["flavor"], preload) if ordered is None else OrderedNursery(ordered)
     from flwr.app import Context, RecordDict
 
+    from flops_runtime import hierarchy, rounds, strategies, virtual
     from flops_runtime.checkpoints import Checkpoints, write_atomically
     from flops_runtime.exporting import Exporter
     from flops_runtime.grid import EmbeddedGrid
-    from flops_runtime.rounds import server_app
-    from flops_runtime.strategies import make_strategy
+    from flops_runtime.identity import set_identity
 
-    _identify()
+    set_identity()
     _check_numbers(job)
-    strategy = make_strategy(
-        job["strategy_name"],
-        job["strategy_arguments"],
-        fraction_fit=float(job["fraction_fit"]),
-        min_fit=int(job["min_fit"]),
-        min_evaluate=int(job["min_evaluate"]),
-        min_available=int(job["min_available"]),
-    )
+    loop = hierarchy.root_loop(job) if hierarchical else rounds.loop_of(job)
+    strategy = strategies.of_job(job, len(job["shards"]))  # of clusters too: wrong arguments are told before any process starts
     checkpoints = Checkpoints(run_dir / "rounds")
-    resumed, _, _ = checkpoints.load(int(job["rounds"]))
+    resumed, _, _ = checkpoints.load(loop.rounds)
     if resumed:
-        events.tell("resumed", f"goes on after round {len(resumed)}", round=len(resumed))
+        events.tell("resumed", f"goes on after {loop.noun} {len(resumed)}", round=len(resumed))
     grid = None
-    if len(resumed) < int(job["rounds"]):
-        grid = EmbeddedGrid(nursery, _specs(job, work), int(job["memory_mb"]), events.tell)
-        events.tell("started", f"{len(grid.learners)} learners, strategy {job['strategy_name']}")
+    specs = _specs(job, work)
+    if not rounds.finished(resumed, loop.rounds, loop.early_stop):
+        if hierarchical:
+            strategy = strategies.of_root(job)
+            grid = hierarchy.root_grid(job, nursery, run_dir, work, specs, events.tell)
+        elif simulated:
+            hosts = virtual.host_specs(specs, int(simulated["processes"]), work, int(job["memory_mb"]))
+            grid = EmbeddedGrid(nursery, hosts, int(job["memory_mb"]), events.tell, role="virtual")
+        else:
+            grid = EmbeddedGrid(nursery, specs, int(job["memory_mb"]), events.tell)
+        nodes = f"{len(grid.learners)} {'clusters' if hierarchical else 'learners'}"
+        events.tell("started", f"{nodes}, strategy {job['strategy_name']}")
     exporter = Exporter(nursery, job, work)
     if grid is not None:
         context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
-        server_app(job, strategy, checkpoints, events.tell)(grid, context)
+        rounds.loop_app(loop, strategy, checkpoints, events.tell)(grid, context)
         grid.close()
-    results, _, _ = checkpoints.load(int(job["rounds"]))
+    results, _, _ = checkpoints.load(loop.rounds)
     best = best_round(results, job["metric"], job["direction"])
-    events.tell("exporting", f"the best model is that of round {best}", round=best)
+    events.tell("exporting", f"the best model is that of {loop.noun} {best}", round=best)
     exported = exporter.export(checkpoints.parameters(best), run_dir)
     for warning in exported.pop("warnings"):
         events.tell("warning", warning)
     result = {
         "digest": job["digest"],
-        "rounds": results,
+        "rounds": [_told(result) for result in results],
+        "clusters": {name: [_told(result) for result in found] for name, found in hierarchy.cluster_results(job, run_dir).items()},
+        "rounds_per_cycle": int(job["rounds"]) if hierarchical else 1,
         "best_round": best,
         "seconds": round(time.monotonic() - started, 3),
         "resumed_from": len(resumed),
@@ -123,7 +130,12 @@ def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str, order
     write_atomically(run_dir / "result.json", lambda file: file.write(text))
     nursery.close()
     shutil.rmtree(work, ignore_errors=True)
-    events.tell("finished", f"{len(results)} rounds in {result['seconds']:.1f} s, best is round {best}", round=best)
+    events.tell("finished", f"{len(results)} {loop.noun}s in {result['seconds']:.1f} s, best is {loop.noun} {best}", round=best)
+
+
+def _told(result: dict[str, Any]) -> dict[str, Any]:
+    """A round's result as others read it: without what only a cluster aggregator needs."""
+    return {key: value for key, value in result.items() if key != "examples"}
 
 
 def best_round(results: list[dict[str, Any]], metric: str, direction: str) -> int:
@@ -145,6 +157,7 @@ def _specs(job: dict[str, Any], work: Path) -> list[dict[str, Any]]:
             "work_dir": str(work / f"learner-{index}"),
             "data": shard,
             "seed": job["seed"],
+            "privacy": job.get("privacy"),
         }
         for index, shard in enumerate(job["shards"])
     ]
@@ -152,20 +165,12 @@ def _specs(job: dict[str, Any], work: Path) -> list[dict[str, Any]]:
 
 def _check_numbers(job: dict[str, Any]) -> None:
     needed = max(int(job["min_available"]), int(job["min_fit"]), int(job["min_evaluate"]), 1)
-    if len(job["shards"]) < needed:
+    if not job.get("clusters") and len(job["shards"]) < needed:
         raise Failure(
             "FL5034",
             f"There are {len(job['shards'])} learners, but the training configuration asks for {needed}.",
             cure="Lower `min_available_clients`, `min_fit_clients` and `min_evaluate_clients`, or give it more data.",
         )
-
-
-def _identify() -> None:
-    """Newer Flower asks the process, older Flower nobody, which run and node a message comes from."""
-    with contextlib.suppress(ImportError):
-        from flwr.supercore.task_identity import TaskIdentity
-
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 0
 
 
 def _die_with_reconciler(fd: int) -> None:

@@ -42,13 +42,10 @@ def prepare_process(work_dir: Path, repo_dir: Path, data: str, own_paths: list[s
     The repo's files are visible in the working directory too (as links), since code that was written to be run in its repo
     opens them by relative paths.
     """
+    enter_directory(work_dir, repo_dir, data)
     temporary = work_dir / "tmp"
-    temporary.mkdir(parents=True, exist_ok=True)
-    for entry in repo_dir.iterdir():
-        with contextlib.suppress(FileExistsError):
-            (work_dir / entry.name).symlink_to(entry)
-    os.chdir(work_dir)
-    os.environ.update(HOME=str(work_dir), TMPDIR=str(temporary), FLOPS_DATA=data)
+    temporary.mkdir(exist_ok=True)
+    os.environ.update(HOME=str(work_dir), TMPDIR=str(temporary))
     for name in ("HF_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "JOBLIB_TEMP_FOLDER"):
         os.environ[name] = str(temporary)
     import tempfile
@@ -56,6 +53,17 @@ def prepare_process(work_dir: Path, repo_dir: Path, data: str, own_paths: list[s
     tempfile.tempdir = None
     sys.dont_write_bytecode = True
     sys.path[:] = [str(repo_dir), *own_paths]
+
+
+def enter_directory(work_dir: Path, repo_dir: Path, data: str) -> None:
+    """Makes a learner's working directory the current one, with links to the ML repo's files, and its shard the data."""
+    if not work_dir.is_dir():
+        work_dir.mkdir(parents=True)
+    for entry in repo_dir.iterdir():
+        with contextlib.suppress(FileExistsError):
+            (work_dir / entry.name).symlink_to(entry)
+    os.chdir(work_dir)
+    os.environ["FLOPS_DATA"] = data
 
 
 class ModelContract:

@@ -8,6 +8,7 @@ which was interrupted and resumed sees the same numbers as one which was not.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from flops_runtime import sandbox, wire
+from flops_runtime import privacy, sandbox, wire
 from flops_runtime.contract import ModelContract, prepare_process, seed_everything
 from flops_runtime.failures import Failure, user_failure
 from flops_runtime.memory import anonymous_kb
@@ -41,15 +42,16 @@ def run(connection: Connection, spec: dict[str, Any]) -> None:
         return
     after = anonymous_kb("self")
     wire.send_note(connection, {"kind": "ready", "anonymous_kb": after, "data_kb": max(0, after - before)})
-    app = client_app(contract, connection, seed, index)
+    app = client_app(contract, connection, seed, index, privacy.mods(spec.get("privacy")))
     context = Context(run_id=1, node_id=index + 1, node_config={}, state=RecordDict(), run_config={})
     while True:
         message = wire.receive(connection)
         if isinstance(message, Message):
-            wire.send_message(connection, _answer(app, message, context, connection, repo, work))
+            wire.send_message(connection, answer(app, message, context, connection, repo, work))
 
 
-def _answer(app: ClientApp, message: Message, context: Context, connection: Connection, repo: Path, work: Path) -> Message:
+def answer(app: ClientApp, message: Message, context: Context, connection: Connection, repo: Path, work: Path) -> Message:
+    """The app's answer; an error message, after a note with the whole failure, when the ML repo's code raises."""
     try:
         return app(message, context)
     except BaseException as error:
@@ -57,13 +59,14 @@ def _answer(app: ClientApp, message: Message, context: Context, connection: Conn
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-    wire.send_note(connection, {"kind": "failure", "failure": failure.to_dict()})
+    index = int(message.metadata.dst_node_id) - 1
+    wire.send_note(connection, {"kind": "failure", "learner": index, "failure": failure.to_dict()})
     return Message(Error(code=int(failure.code[2:]), reason=failure.cause), reply_to=message)
 
 
-def client_app(contract: ModelContract, connection: Connection, seed: int, index: int) -> ClientApp:
-    """The Flower ClientApp that wraps the ML repo contract."""
-    app = ClientApp()
+def client_app(contract: ModelContract, connection: Connection, seed: int, index: int, mods: Sequence[Any] = ()) -> ClientApp:
+    """The Flower ClientApp that wraps the ML repo contract, with Flower's mods around it."""
+    app = ClientApp(mods=list(mods))
     warned = False
 
     @app.query()  # type: ignore[untyped-decorator, unused-ignore]
@@ -80,7 +83,7 @@ def client_app(contract: ModelContract, connection: Connection, seed: int, index
         if not contract.configure(config) and "proximal-mu" in config and not warned:
             warned = True
             text = "FedProx sends `proximal-mu`, but ModelManager has no `set_config(config)`: it acts as FedAvg."
-            wire.send_note(connection, {"kind": "warning", "message": text})
+            wire.send_note(connection, {"kind": "warning", "learner": index, "message": text})
         contract.set_parameters(message.content["arrays"].to_numpy_ndarrays())
         metrics: dict[str, float] = {}
         if (key := config.get("train-loss-key")) is not None:

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -29,29 +30,71 @@ PRELOAD = {
     "keras": [],  # TensorFlow starts threads when imported: it must not be loaded before a fork
 }
 _COMMON = ["numpy", "flwr.clientapp", "flwr.common.serde", "datasets", "flops_runtime.learner"]
-_MESSAGE_LIMIT = 1 << 17
+_MESSAGE_LIMIT = 1 << 12
 
 
 class Nursery:
     """The aggregator's handle on the process that forks."""
 
-    def __init__(self, flavor: str) -> None:
+    def __init__(self, flavor: str, preload: Sequence[str] = ()) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket = ours
-        self._statuses: dict[int, int] = {}
-        self._told: dict[int, Failure] = {}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "flops_runtime.nursery", str(theirs.fileno()), flavor],
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flops_runtime.nursery", str(theirs.fileno()), flavor, *preload],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
+        self._own(ours, process.pid)
+        self._process: subprocess.Popen[bytes] | None = process
+
+    @classmethod
+    def split(cls, *inherited: Connection) -> Nursery:
+        """A nursery that is a fork of this process, which was born in one: all is imported already.
+
+        It has to be called while the process has one thread. `inherited` are connections that only this process may keep, since
+        their other side waits for their end.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sys.stdout.flush()
+        pid = os.fork()
+        if not pid:
+            from flops_runtime import sandbox
+
+            status = 1
+            try:
+                sandbox.die_with_parent()
+                ours.close()
+                for connection in inherited:
+                    connection.close()
+                serve(theirs)
+                status = 0
+            finally:
+                os._exit(status)
+        theirs.close()
+        nursery = cls.__new__(cls)
+        nursery._own(ours, pid)
+        nursery._process = None
+        return nursery
+
+    def _own(self, control: socket.socket, pid: int = 0) -> None:
+        self._socket = control
+        self._statuses: dict[int, int] = {}
+        self._told: dict[int, Failure] = {}
+        self._pid = pid
 
     def fork(self, role: str, spec: dict[str, Any]) -> tuple[int, Connection]:
         """Starts one child in a role; returns its process id and the connection to it. Raises OSError if it cannot."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(self._socket, [json.dumps({"role": role, "spec": spec}).encode()], [theirs.fileno()])
+        order = os.memfd_create("order")  # a message of this socket has a limit; the shards of thousands of learners have not
+        try:
+            with theirs:
+                os.write(order, json.dumps({"role": role, "spec": spec}).encode())
+                socket.send_fds(self._socket, [b"fork"], [theirs.fileno(), order])
+        finally:
+            os.close(order)
+        return self._started(ours)
+
+    def _started(self, ours: socket.socket) -> tuple[int, Connection]:
         while True:
             answer = self._receive()
             if "pid" in answer:
@@ -79,6 +122,9 @@ class Nursery:
     def close(self) -> None:
         """Ends the nursery and with it all of its children."""
         self._socket.close()
+        if self._process is None:
+            os.waitpid(self._pid, 0)  # it ends as soon as the socket does
+            return
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
@@ -104,9 +150,14 @@ class OrderedNursery(Nursery):
     """
 
     def __init__(self, fd: int) -> None:
-        self._socket = socket.socket(fileno=fd)
-        self._statuses = {}
-        self._told = {}
+        self._own(socket.socket(fileno=fd))
+
+    def fork(self, role: str, spec: dict[str, Any]) -> tuple[int, Connection]:
+        """Orders one child: the other end reads the order from the message itself."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._socket, [json.dumps({"role": role, "spec": spec}).encode()], [theirs.fileno()])
+        return self._started(ours)
 
     def exit_status(self, pid: int, timeout: float = 15.0) -> int | None:
         """As ever, but later: an engine tells of a container's end after the container has hung up."""
@@ -127,9 +178,14 @@ def main(arguments: list[str]) -> None:
 
     sandbox.die_with_parent()
     control = socket.socket(fileno=int(arguments[0]))
-    for name in [*_COMMON, *PRELOAD.get(arguments[1], [])]:
+    for name in [*_COMMON, *PRELOAD.get(arguments[1], []), *arguments[2:]]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    serve(control)
+
+
+def serve(control: socket.socket) -> None:
+    """Forks on request until the other side is gone."""
     gc.collect()
     gc.freeze()  # keeps the collector from touching, and so copying, the shared pages
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -142,12 +198,15 @@ def main(arguments: list[str]) -> None:
             _report_exits(control)
         if control.fileno() in ready:
             try:
-                data, fds, _, _ = socket.recv_fds(control, _MESSAGE_LIMIT, 1)
+                data, fds, _, _ = socket.recv_fds(control, _MESSAGE_LIMIT, 2)
             except ConnectionResetError:
                 return  # the aggregator closed while the end of a child was still unread
             if not data:
                 return
-            _give_birth(control, json.loads(data), fds[0], (wake_read, wake_write))
+            with os.fdopen(fds[1], "rb") as order:
+                order.seek(0)
+                content = json.load(order)
+            _give_birth(control, content, fds[0], (wake_read, wake_write))
 
 
 def _report_exits(control: socket.socket) -> None:

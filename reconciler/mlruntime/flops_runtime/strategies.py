@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
+from flops_runtime import privacy
 from flops_runtime.failures import Failure
 
 NAMES = {
@@ -67,6 +68,32 @@ def make_strategy(
         ) from error
 
 
+def of_job(job: Mapping[str, Any], learners: int) -> Strategy:
+    """The strategy of a job for so many learners, with privacy around it if the job has it."""
+    strategy = make_strategy(
+        job["strategy_name"],
+        job["strategy_arguments"],
+        fraction_fit=float(job["fraction_fit"]),
+        min_fit=int(job["min_fit"]),
+        min_evaluate=int(job["min_evaluate"]),
+        min_available=int(job["min_available"]),
+    )
+    sampled = max(int(learners * float(job["fraction_fit"])), int(job["min_fit"]))
+    return privacy.wrap(strategy, job.get("privacy"), sampled)
+
+
+def of_root(job: Mapping[str, Any]) -> Strategy:
+    """The strategy with which the root joins the models of its clusters."""
+    return make_strategy(
+        job["root_strategy_name"],
+        job["root_strategy_arguments"],
+        fraction_fit=1.0,
+        min_fit=1,
+        min_evaluate=1,
+        min_available=1,
+    )
+
+
 def train_config(strategy: Strategy) -> dict[str, Any]:
     """What learners have to know beside the round: q-FedAvg wants the training loss back."""
     key = getattr(strategy, "train_loss_key", None)
@@ -74,10 +101,17 @@ def train_config(strategy: Strategy) -> dict[str, Any]:
 
 
 def save_state(strategy: Strategy) -> State:
-    """The strategy's arrays (moments, momentum, last parameters), flat, as `attribute|form|key`."""
+    """The strategy's arrays (moments, momentum, last parameters), flat, as `attribute|form|key`.
+
+    Of a wrapper (privacy) also those of the strategy inside, and its clipping norm, which adapts.
+    """
     state: State = {}
     for name, value in vars(strategy).items():
-        if isinstance(value, ArrayRecord):
+        if isinstance(value, Strategy):
+            state.update({f"{name}.{key}": array for key, array in save_state(value).items()})
+        elif name == "clipping_norm":
+            state[f"{name}|number|"] = np.asarray(float(value))
+        elif isinstance(value, ArrayRecord):
             state.update({f"{name}|record|{key}": array.numpy() for key, array in value.items()})
         elif isinstance(value, dict) and value and all(isinstance(item, np.ndarray) for item in value.values()):
             state.update({f"{name}|dict|{key}": array for key, array in value.items()})
@@ -88,6 +122,10 @@ def save_state(strategy: Strategy) -> State:
 
 def restore_state(strategy: Strategy, state: Mapping[str, Any]) -> None:
     """Puts back what `save_state` took, into a strategy made from the same arguments."""
+    inside = {key.removeprefix("strategy."): array for key, array in state.items() if key.startswith("strategy.")}
+    if inside:
+        restore_state(strategy.strategy, inside)
+    state = {key: array for key, array in state.items() if not key.startswith("strategy.")}
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     for full, array in state.items():
         name, form, key = full.split("|", 2)
@@ -96,6 +134,8 @@ def restore_state(strategy: Strategy, state: Mapping[str, Any]) -> None:
         value: Any = arrays
         if form == "record":
             value = ArrayRecord({key: Array(array) for key, array in arrays.items()})
+        elif form == "number":
+            value = float(arrays[""])
         elif form == "list":
             value = [arrays[str(index)] for index in range(len(arrays))]
         setattr(strategy, name, value)
