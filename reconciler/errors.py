@@ -184,6 +184,8 @@ CODES: dict[str, str] = {
     "FL9101": "the folder for a fresh GitOps repo is not empty",
     "FL9102": "the folder for a fresh GitOps repo is a file",
     "FL9006": "there is no status of that project",
+    "FL9010": "the revision of an ML repo is being looked up",
+    "FL9011": "the loop was stopped before it could look",
 }
 
 

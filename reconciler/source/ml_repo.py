@@ -10,6 +10,7 @@ import errno
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,22 @@ class MLRepos:
         with FileLock(f"{mirror}.lock"):
             commit = self._fetch(mirror, url, wanted)
         return MLRepoRevision(url, commit, self._tree(mirror, commit, subdir, url), subdir)
+
+    def trees_inside(self, commit: str, paths: Iterable[str]) -> dict[str, str | SourceError]:
+        """The trees of folders of the GitOps repo, by path; one question to Git for all of them."""
+        found: dict[str, str | SourceError] = {}
+        asked = []
+        for path in sorted(paths):
+            try:
+                asked.append(command.checked(path, "A path"))
+            except SourceError as error:
+                found[path] = error
+        if not asked:
+            return found
+        feed = "".join(f"{commit}:{path}\n" for path in asked).encode()
+        out = command.run(self._repo.path, "cat-file", "--batch-check=%(objecttype) %(objectname)", stdin=feed)
+        lines = out.decode(errors="replace").split("\n")
+        return found | {path: _tree_of(line, commit, path, "this repo") for path, line in zip(asked, lines, strict=False)}
 
     def checkout(self, revision: MLRepoRevision) -> Path:
         """The folder with this revision's files. Raises SourceError for what may not be in it or is missing."""
@@ -146,16 +163,21 @@ class MLRepos:
     @staticmethod
     def _tree(repo: Path, commit: str, path: str, url: str) -> str:
         feed = f"{commit}:{command.checked(path, 'A path')}\n".encode()
-        found = (
-            command.run(repo, "cat-file", "--batch-check=%(objecttype) %(objectname)", stdin=feed).decode(errors="replace").split()
-        )
-        if found[0] != "tree":
-            raise SourceError(
-                "FL2021",
-                f"There is no folder {shown(path) or '/'} at {commit[:12]} of {command.without_password(url)}.",
-                cure="Commit it, or correct ml_repo_url or ml_repo_subdir.",
-            )
-        return found[1]
+        found = _tree_of(
+            command.run(repo, "cat-file", "--batch-check=%(objecttype) %(objectname)", stdin=feed).decode(errors="replace"),
+            commit, path, command.without_password(url),
+        )  # fmt: skip
+        if isinstance(found, SourceError):
+            raise found
+        return found
+
+
+def _tree_of(line: str, commit: str, path: str, whose: str) -> str | SourceError:
+    kind, _, found = line.strip().rpartition(" ")
+    if kind == "tree":
+        return found
+    cure = "Commit it, or correct ml_repo_url or ml_repo_subdir."
+    return SourceError("FL2021", f"There is no folder {shown(path) or '/'} at {commit[:12]} of {whose}.", cure=cure)
 
 
 def check_contract_files(folder: Path) -> None:
