@@ -6,8 +6,9 @@ itself – a branch of an ML repo – is resolved once per content of the projec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from sys import intern
 from typing import Any
@@ -95,7 +96,7 @@ class DesiredState:
                 found.append(self._problem(name, (wrong[name].to_dict(),), item.sla.customer_id))
             else:
                 found.append(self._declare_or_say(snapshot, name, item, recorded.get(name, {}), inside, data))
-        self._forget(snapshot)
+        self._forget(snapshot, rejected.keys() | parsed.keys())
         return found
 
     def _declare_or_say(
@@ -231,14 +232,14 @@ class DesiredState:
         self._invalid[name] = made
         return made
 
-    def _forget(self, snapshot: Snapshot) -> None:
+    def _forget(self, snapshot: Snapshot, names: Set[str]) -> None:
         """Drop what no project of this snapshot needs, when it has become more than what they need."""
         if len(self._parsed) > 2 * len(snapshot.projects) + 100:
             trees = {files.tree for files in snapshot.projects.values()}
             self._parsed = {tree: item for tree, item in self._parsed.items() if tree in trees}
-        for names in (self._kept, self._invalid):
-            for name in [name for name in names if name not in snapshot.seen_names]:
-                del names[name]
+        for kept in (self._kept, self._invalid):
+            for name in kept.keys() - names:
+                kept.pop(name, None)
 
 
 def parse_project(files: ProjectFiles) -> Parsed | Problems:
@@ -254,12 +255,25 @@ def parse_project(files: ProjectFiles) -> Parsed | Problems:
         problems += [error.to_dict() for error in errors.errors]
     if mock_name:
         try:
-            mock_data = load_mock_data(files.files[mock_name], f"{files.path}/{mock_name}")
+            mock_data = _mock_data(files.files[mock_name], f"{files.path}/{mock_name}")
         except SpecErrors as errors:
             problems += [error.to_dict() for error in errors.errors]
     if sla is None or problems:
         return tuple(problems)
     return Parsed(sla, files.files[sla_name], mock_data)
+
+
+def _mock_data(content: bytes, path: str) -> MockData:
+    """A mock-data file; many projects have the same one, which is parsed and held once."""
+    try:
+        return _known_mock_data(content)
+    except SpecErrors:
+        return load_mock_data(content, path)
+
+
+@lru_cache(maxsize=256)
+def _known_mock_data(content: bytes) -> MockData:
+    return load_mock_data(content, "")
 
 
 def content_key(sla: ProjectSLA) -> str:

@@ -42,7 +42,7 @@ def read_documents(files: Mapping[str, bytes]) -> dict[str, Document]:
 
 def same(before: Document, after: Document) -> bool:
     """Whether nothing but volatile fields differ: no transition."""
-    return bool(_stable(before) == _stable(after))
+    return before == after or bool(_stable(before) == _stable(after))
 
 
 def merge(before: Mapping[str, Document], after: Mapping[str, Document]) -> dict[str, Document]:

@@ -65,11 +65,6 @@ class Snapshot:
     tree: str = ""
     seen: Mapping[str, Seen] = field(default_factory=dict, repr=False)
 
-    @property
-    def seen_names(self) -> frozenset[str]:
-        """Every entry of `projects/`, whatever came of it."""
-        return frozenset(path.removeprefix(f"{PROJECTS}/") for path in self.seen)
-
 
 @dataclass(frozen=True, slots=True)
 class Seen:
