@@ -100,11 +100,11 @@ class NullEngine(Engine):
 
     world: World
 
-    def tracking_if_any(self, customer: str) -> Registry | None:  # type: ignore[override]
+    def tracking_if_any(self, customer: str) -> Registry | None:  # type: ignore[override]  # noqa: ARG002
         """The world is every customer's registry."""
         return self.world
 
-    def registry_state(self, customer: str) -> object:
+    def registry_state(self, customer: str) -> object:  # noqa: ARG002
         """The world counts its changes."""
         return self.world.generation
 

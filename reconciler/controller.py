@@ -123,6 +123,16 @@ class Controller:
         """The projects that are worked on, and since when (monotonic seconds)."""
         return {name: run.started for name, run in list(self._runs.items())}
 
+    @property
+    def looked_at(self) -> float:
+        """When the last look ended (monotonic seconds)."""
+        return self._pace.ended
+
+    @property
+    def look_seconds(self) -> float:
+        """How long the last look took."""
+        return self._pace.cost
+
     # --- the two ways to run, and a look alone
 
     def look(self, *, fetch: bool = True) -> View:
@@ -201,7 +211,8 @@ class Controller:
     def _take(self, view: View) -> None:
         """What a look means for the queue and for the documents; only for projects of which something changed."""
         finished, self._finished = self._finished, {}
-        for name in sorted(view.changed | finished.keys()):
+        # A project may have gone while nobody looked; then only its document is left of it.
+        for name in sorted(view.changed | finished.keys() | (self.ledger.documents.keys() - view.projects.keys())):
             item = view.projects.get(name)
             self._supersede(name, item)
             if item is None:
@@ -287,6 +298,8 @@ class Controller:
             if execution.ending is Ending.CANCELLED and run.called_off.is_set():
                 execution = replace(execution, ending=Ending.SUPERSEDED)
             digest = run.view.plan.run_digest
+            told = {"ending": str(execution.ending), "seconds": round(now - run.started, 3)}
+            self._observer.tell(name, "ended", f"{execution.ending}: {execution.message}", digest=digest, data=told)
             if execution.ending is Ending.DONE:
                 if self.queue.succeeded(name, run.key, now):
                     text = f"something undoes what is done again and again: {run.view.plan.reason}"

@@ -6,18 +6,21 @@ itself – a branch of an ML repo – is resolved once per content of the projec
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from sys import intern
 from typing import Any
 
+from reconciler import schedule
 from reconciler.digests import digest_of, flatten
 from reconciler.errors import FlopsError, SourceError, SpecErrors
 from reconciler.federation.data import DataCatalog
 from reconciler.federation.runtime_version import TRAINING_VERSION, mlruntime_digest
 from reconciler.plan import DesiredProject
+from reconciler.schedule import Schedules
 from reconciler.source import MLRepoRevision, MLRepos, ProjectFiles, Snapshot
 from reconciler.spec import MockData, ProjectSLA, deployment_spec, load_mock_data, load_sla, training_spec
 from reconciler.spec.dependencies import circles, missing
@@ -65,14 +68,18 @@ class DesiredState:
     `resolve` finds the revisions of ML repos elsewhere; as `MLRepos.resolve` it waits for the network.
     """
 
-    def __init__(self, repos: MLRepos, catalog: DataCatalog, resolve: Resolve | None = None) -> None:
+    def __init__(
+        self, repos: MLRepos, catalog: DataCatalog, resolve: Resolve | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
         self._repos = repos
         self._catalog = catalog
         self._resolve = resolve or (lambda url, ref, subdir, _follow: repos.resolve(url, ref, subdir, Snapshot("", {})))
+        self._clock, self._schedules = clock, Schedules()
         self._parsed: dict[str, Parsed | Problems] = {}
         self._kept: dict[str, _Kept] = {}
         self._invalid: dict[str, DesiredProject] = {}
         self._inside: tuple[str, dict[str, str | SourceError]] = ("", {})
+        self._trees: dict[tuple[str, str], str | SourceError] = {}
 
     def of(self, snapshot: Snapshot, recorded: Mapping[str, Mapping[str, Any]]) -> list[Found]:
         """Every project of a snapshot, by name; a `DesiredProject` with problems where it cannot be accepted.
@@ -117,16 +124,13 @@ class DesiredState:
                 return Unresolved(name, sla.customer_id, error)
             return self._problem(name, (error.to_dict(),), sla.customer_id)
         files = snapshot.projects[name]
-        key = (files.tree, revision.url, revision.tree, revision.subdir, versions)
+        tick = self._tick(sla, record)
+        key = (files.tree, revision.url, revision.tree, revision.subdir, versions, tick)
         kept = self._kept.get(name)
         if kept is None or kept.key != key:
-            kept = _Kept(key, self._declare(snapshot, files, parsed, revision, versions))
-        elif kept.declared.commit != snapshot.commit:
-            ml_repo = {**kept.declared.ml_repo, "commit": revision.commit}
-            kept = _Kept(key, replace(kept.declared, commit=snapshot.commit, ml_repo=ml_repo, checkout=self._checkout(revision)))
-        else:
-            return kept.declared
-        self._kept[name] = kept
+            kept = _Kept(key, self._declare(snapshot, files, parsed, revision, versions, tick))
+            self._kept[name] = kept
+        # Content that is as it was keeps the commit that it was first seen at.
         return kept.declared
 
     def _parse(self, files: ProjectFiles) -> Parsed | Problems:
@@ -142,6 +146,7 @@ class DesiredState:
         parsed: Parsed,
         revision: MLRepoRevision,
         versions: tuple[tuple[str, str], ...],
+        tick: str,
     ) -> Declared:
         sla = parsed.sla
         training = dict(flatten(training_spec(sla)))
@@ -151,6 +156,8 @@ class DesiredState:
             "runtime": TRAINING_VERSION,
         }
         training |= {f"data.{tag}": digest for tag, digest in versions}
+        if tick:
+            training[schedule.INPUT] = tick
         serving = dict(flatten(deployment_spec(sla))) | {"runtime": mlruntime_digest()}
         gate = sla.evaluation_gate
         desired = DesiredProject(
@@ -180,6 +187,14 @@ class DesiredState:
             checkout=self._checkout(revision),
         )
 
+    def _tick(self, sla: ProjectSLA, record: Mapping[str, Any]) -> str:
+        expression = sla.triggers.schedule if sla.triggers else None
+        if not expression:
+            return ""
+        inputs = record.get("inputs")
+        recorded = inputs.get(schedule.INPUT, "") if isinstance(inputs, dict) else ""
+        return self._schedules.tick(expression, self._clock(), str(recorded))
+
     def _revision(
         self, snapshot: Snapshot, sla: ProjectSLA, record: object, inside: Mapping[str, str | SourceError]
     ) -> MLRepoRevision:
@@ -197,11 +212,15 @@ class DesiredState:
         return self._resolve(url, sla.ml_repo_ref, sla.ml_repo_subdir, follows)
 
     def _trees_inside(self, snapshot: Snapshot, parsed: Mapping[str, Parsed | Problems]) -> dict[str, str | SourceError]:
-        """The trees of ML repos that are folders of this repo; one question to Git for all of them and once a commit."""
-        if self._inside[0] != snapshot.commit:
-            slas = (item.sla for item in parsed.values() if isinstance(item, Parsed))
-            paths = {_path_inside(sla) for sla in slas if _is_inside(sla)}
-            self._inside = (snapshot.commit, self._repos.trees_inside(snapshot.commit, paths))
+        """The trees of ML repos that are folders of this repo, by path; one question to Git for those that are new."""
+        if self._inside[0] == snapshot.commit:
+            return self._inside[1]
+        slas = (item.sla for item in parsed.values() if isinstance(item, Parsed))
+        objects = {path: _object_of(path, snapshot) for path in {_path_inside(sla) for sla in slas if _is_inside(sla)}}
+        new = {found: path for path, found in objects.items() if found not in self._trees}
+        self._trees |= self._repos.trees_inside(new)
+        self._trees = {found: self._trees[found] for found in objects.values()}
+        self._inside = (snapshot.commit, {path: self._trees[found] for path, found in objects.items()})
         return self._inside[1]
 
     def _data(
@@ -287,6 +306,15 @@ def _is_inside(sla: ProjectSLA) -> bool:
 
 def _path_inside(sla: ProjectSLA) -> str:
     return "/".join(part for part in (sla.ml_repo_url[2:].strip("/"), sla.ml_repo_subdir) if part)
+
+
+def _object_of(path: str, snapshot: Snapshot) -> tuple[str, str]:
+    """A path as Git finds it: below a project's tree, which only its own changes change, else below the commit."""
+    top, _, rest = path.partition("/")
+    name, _, below = rest.partition("/")
+    if top == "projects" and name in snapshot.projects:
+        return snapshot.projects[name].tree, below
+    return snapshot.commit, path
 
 
 def _shared(inputs: Mapping[str, str]) -> dict[str, str]:

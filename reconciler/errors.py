@@ -9,6 +9,7 @@
     ├── TrackingError           FL6xxx  MLflow: server, runs, registry, gate
     ├── ServingError            FL7xxx  runtimes and inference: ports, health, verification
     ├── StatusError             FL8xxx  the status branch
+    ├── WebError                FL93xx  webhooks and the web server
     └── ControllerError         FL9xxx  the loop, the journal, the disk
 
 Every code has one line in `CODES`; `docs/errors.md` is made from it. An error says what happened (`cause`), what to do
@@ -186,6 +187,16 @@ CODES: dict[str, str] = {
     "FL9006": "there is no status of that project",
     "FL9010": "the revision of an ML repo is being looked up",
     "FL9011": "the loop was stopped before it could look",
+    "FL9301": "a webhook secret that is empty or can be guessed",
+    "FL9302": "a webhook that is not signed with our secret",
+    "FL9303": "a webhook whose body is no JSON object",
+    "FL9304": "a webhook that is too large",
+    "FL9305": "too many webhooks at once",
+    "FL9306": "no such webhook",
+    "FL9307": "a request without the token",
+    "FL9308": "not an address to listen at",
+    "FL9309": "an address at which nothing can listen",
+    "FL9310": "an address that others can reach, without a token",
 }
 
 
@@ -269,6 +280,10 @@ class ServingError(FlopsError):
 
 class StatusError(FlopsError):
     """The status branch cannot be written."""
+
+
+class WebError(FlopsError):
+    """A webhook or request that is refused, or a web server that cannot be."""
 
 
 class ControllerError(FlopsError):

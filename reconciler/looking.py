@@ -81,7 +81,7 @@ class Looker:
 
     def __init__(self, engine: Engine, resolve: Resolve | None = None) -> None:
         self._engine = engine
-        self._desired = DesiredState(engine.ml_repos, engine.catalog, resolve)
+        self._desired = DesiredState(engine.ml_repos, engine.catalog, resolve, engine.clock)
         self._registries = Registries(engine.tracking_if_any, engine.registry_state)
         self._views: dict[str, ProjectView] = {}
         self.commit = ""

@@ -23,11 +23,11 @@ class Pace:
     uniform: Callable[[float, float], float]
     serving: bool = False
     bad_looks: int = 0
+    ended: float = float("-inf")
+    cost: float = 0.0
     _retry_at: float = 0.0
     _poll_at: float = 0.0
     _resync_at: float = 0.0
-    _ended: float = float("-inf")
-    _cost: float = 0.0
 
     def wants(self, now: float, *, asked: bool, owed: bool, busy: bool) -> bool:
         """Whether to look now; `owed` after work ended, `busy` while work can be handed out without."""
@@ -45,7 +45,7 @@ class Pace:
 
     def ends(self, began: float, now: float, *, trouble: float | None) -> None:
         """A look ended; `trouble` is the delay after which it is made again, None when it went well."""
-        self._ended, self._cost = now, now - began
+        self.ended, self.cost = now, now - began
         self.bad_looks = 0 if trouble is None else self.bad_looks + 1
         self._retry_at = now + (trouble or 0.0)
 
@@ -71,4 +71,4 @@ class Pace:
         return self.serving and now >= min(self._poll_at, self._resync_at)
 
     def _breath(self) -> float:
-        return self._ended + max(BREATH, 2 * self._cost)
+        return self.ended + max(BREATH, 2 * self.cost)

@@ -71,7 +71,7 @@ class Revisions:
         """Ask for followed refs – of one repo, or of all – at the next look, whenever they were asked for last."""
         with self._lock:
             for (known_url, _, _), item in self._known.items():
-                if not url or known_url == url:
+                if not url or _plain(known_url) == _plain(url):
                     item.due = 0.0
 
     def _ask(self, key: Key, known: _Known) -> None:
@@ -99,3 +99,8 @@ class Revisions:
         longest = min(FIRST_DELAY * 2 ** min(known.failures - 1, 20), LAST_DELAY)
         # A ref that does not exist may be pushed any time, but hardly within the second.
         return max(self._uniform(longest / 2, longest), 0.0 if error.transient else self._refresh)
+
+
+def _plain(url: str) -> str:
+    """An address without what forges and people write in different ways."""
+    return url.lower().rstrip("/").removesuffix(".git")

@@ -10,7 +10,7 @@ import errno
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,21 +67,24 @@ class MLRepos:
             commit = self._fetch(mirror, url, wanted)
         return MLRepoRevision(url, commit, self._tree(mirror, commit, subdir, url), subdir)
 
-    def trees_inside(self, commit: str, paths: Iterable[str]) -> dict[str, str | SourceError]:
-        """The trees of folders of the GitOps repo, by path; one question to Git for all of them."""
-        found: dict[str, str | SourceError] = {}
+    def trees_inside(self, objects: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str | SourceError]:
+        """The trees of folders of the GitOps repo: (commit or tree, path below it), with the whole path for people.
+
+        One question to Git for all of them; what is wrong with one is told for that one.
+        """
+        found: dict[tuple[str, str], str | SourceError] = {}
         asked = []
-        for path in sorted(paths):
+        for (root, path), shown_path in objects.items():
             try:
-                asked.append(command.checked(path, "A path"))
+                asked.append((root, command.checked(path, "A path"), shown_path))
             except SourceError as error:
-                found[path] = error
-        if not asked:
-            return found
-        feed = "".join(f"{commit}:{path}\n" for path in asked).encode()
-        out = command.run(self._repo.path, "cat-file", "--batch-check=%(objecttype) %(objectname)", stdin=feed)
-        lines = out.decode(errors="replace").split("\n")
-        return found | {path: _tree_of(line, commit, path, "this repo") for path, line in zip(asked, lines, strict=False)}
+                found[root, path] = error
+        if asked:
+            feed = "".join(f"{root}:{path}\n" for root, path, _ in asked).encode()
+            out = command.run(self._repo.path, "cat-file", "--buffer", "--batch-check=%(objecttype) %(objectname)", stdin=feed)
+            for line, (root, path, shown_path) in zip(out.decode(errors="replace").split("\n"), asked, strict=False):
+                found[root, path] = _tree_of(line, root, shown_path, "this repo")
+        return found
 
     def checkout(self, revision: MLRepoRevision) -> Path:
         """The folder with this revision's files. Raises SourceError for what may not be in it or is missing."""

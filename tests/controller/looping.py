@@ -1,4 +1,4 @@
-"""A loop in the hands of a test: real Git, a world in memory, a clock that only the test moves, workers that run when it says so."""
+"""A loop in the hands of a test: real Git, a world in memory, a clock and workers that only the test moves."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ManualPool(Executor):
 
 
 class Looping:
-    """A site and a controller over it. `edit` commits as a user; `settle` lets the loop and its workers go on until all is quiet."""
+    """A site and a controller over it. `edit` commits as a user; `settle` lets loop and workers go on until all is quiet."""
 
     def __init__(self, repos: Repos, config: OperatorConfig | None = None) -> None:
         self.repos = repos

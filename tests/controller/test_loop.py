@@ -9,7 +9,7 @@ from reconciler.looking import ProjectView
 from reconciler.plan import Stage
 from reconciler.spec import OperatorConfig
 from reconciler.spec.models import BudgetConfig
-from tests.conftest import Repos, git
+from tests.conftest import Repos, commit, git
 from tests.controller.looping import DEPLOY, Looping
 
 
@@ -312,3 +312,33 @@ def test_converge_refuses_an_empty_branch(loop: Looping) -> None:
     loop.controller._pace.serving = False
     with pytest.raises(ControllerError, match="declares no project"):
         loop.controller.converge()
+
+
+def test_a_project_that_went_while_nobody_looked_is_taken_off_the_status(loop: Looping) -> None:
+    loop.edit(loop.project("a", more="") | loop.project("b"))
+    loop.settle()
+    loop.remove("a")
+    loop.start()
+    loop.settle()
+    with pytest.raises(KeyError):
+        loop.status("a")
+
+
+def test_a_followed_ml_repo_is_trained_when_it_moves_and_others_stay(loop: Looping) -> None:
+    (loop.repos.root / "ml").mkdir()
+    elsewhere = Repos(loop.repos.root / "ml")
+    clone = elsewhere.clone()
+    commit(clone, {"model_manager.py": "1\n"})
+    files: dict[str, str] = {}
+    for name, more in (("follows", "triggers: {on_ml_repo_push: true}\n"), ("fixed", "")):
+        made = loop.project(name, more=more)
+        made[f"projects/{name}/sla.yaml"] = made[f"projects/{name}/sla.yaml"].replace(
+            f"./projects/{name}/ml_repo", f"file://{elsewhere.origin}"
+        )
+        files |= made
+    loop.edit(files)
+    loop.settle()
+    commit(clone, {"model_manager.py": "2\n"})
+    loop.clock.now += 100
+    loop.settle()
+    assert sorted(name for name, _ in loop.world.trained) == ["fixed", "follows", "follows"]
