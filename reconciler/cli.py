@@ -50,6 +50,13 @@ class PlanFormat(StrEnum):
     MARKDOWN = "markdown"
 
 
+class LogFormat(StrEnum):
+    """Output of `flops serve`."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 class Output(StrEnum):
     """Output of the commands that show something."""
 
@@ -97,8 +104,22 @@ def reconcile(
     from reconciler.commands.reconcile import reconcile_once
 
     if not once:
-        raise typer.BadParameter("say --once; the always-on controller is `flops serve`, which is not built yet")
+        raise typer.BadParameter("say --once; the always-on controller is `flops serve`")
     raise typer.Exit(reconcile_once(repo, state, console, tries=tries, verbose=verbose))
+
+
+@app.command()
+def serve(
+    listen: Annotated[str, typer.Option(help="HOST:PORT for webhooks, metrics and health; empty for none.")] = "",
+    log: Annotated[LogFormat, typer.Option(help="How events are printed.")] = LogFormat.TEXT,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show build and data lines too.")] = False,
+    repo: Repo = HERE,
+    state: State = None,
+) -> None:
+    """Keep what runs as it is declared, until it is told to stop. Services stay up when it ends."""
+    from reconciler.commands.serve import serve as serve_until_stopped
+
+    raise typer.Exit(serve_until_stopped(repo, state, console, listen=listen, as_json=log is LogFormat.JSON, verbose=verbose))
 
 
 @app.command()

@@ -14,7 +14,7 @@ from reconciler.journal import Event
 from reconciler.statusdoc import clean
 
 _STYLES = {"error": "bold red", "warning": "yellow", "stage": "cyan", "plan": "bold", "round": "green"}
-_QUIET = frozenset({"build", "data", "traceback", "log", "learner"})
+_QUIET = frozenset({"build", "data", "traceback", "log", "learner", "ended"})
 """Kinds that only `flops logs` shows on a terminal: they come in hundreds."""
 
 

@@ -1,7 +1,12 @@
-"""The loop: fetch, declare, observe, plan, carry out, tell.
+"""The loop: look, start what is to be done, look again when something ended or somebody said so. `flops serve` and
+`flops reconcile --once` are the same loop; the one goes on, the other ends when nothing is left to do.
 
-Level-triggered: a cycle looks at everything and remembers nothing that it could observe. One cycle runs a project once; many
-projects run side by side within the budget. Status is feedback: no error in writing it stops a cycle.
+Level-triggered: a trigger only says "look", and a look sees everything. A project is worked on by one worker at a time, projects
+side by side within the budget. What is running when newer content arrives is superseded or finished, as the newer content says.
+Nothing of one project – its ML repo, its customer's registry, its stages – stops the loop for the others, and neither does the
+status branch: status is told beside the loop.
+
+One thread decides (`step`); workers only put what came of their work into a queue. So there is nothing to lock but that queue.
 """
 
 from __future__ import annotations
@@ -9,134 +14,355 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from filelock import FileLock, Timeout
 
-from reconciler import project_status
-from reconciler.desired import DesiredState
+from reconciler.digests import digest_of
 from reconciler.engine import Engine
-from reconciler.errors import ControllerError, SourceError
+from reconciler.errors import ControllerError, FlopsError
 from reconciler.events import Observer
-from reconciler.execution import Ending, Execution, execute
-from reconciler.observe import Observed, observe
-from reconciler.plan import Change, DesiredProject, Plan, ProjectPlan, plan
-from reconciler.stages import Declared, Work
-from reconciler.stages.deploy import service_name
-from reconciler.statusdoc import Document, merge, read_documents, render, subject
+from reconciler.execution import Ending, Execution
+from reconciler.ledger import Finished, Ledger
+from reconciler.looking import Looker, ProjectView, View
+from reconciler.pace import Pace
+from reconciler.plan import Change
+from reconciler.publishing import Publisher
+from reconciler.revisions import Revisions
+from reconciler.running import Execute, StagesExecutor
+from reconciler.workqueue import WorkQueue
 
 MAX_TRIES = 6
-FIRST_DELAY, LAST_DELAY = 0.75, 900.0
+Waiter = Callable[[threading.Condition, float | None], object]
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """What one look at the world gave."""
-
-    commit: str
-    declared: Mapping[str, Declared]
-    desired: Sequence[DesiredProject]
-    observed: Observed
-    plan: Plan
-    documents: Mapping[str, Document]
-
-
-@dataclass(frozen=True, slots=True)
-class CycleResult:
-    """What a cycle did; `converged` is False when something will be retried, `healthy` when nothing stalled."""
+class Convergence:
+    """How `converge` ended; `converged` is False when something would have to be tried again."""
 
     view: View
     executions: Mapping[str, Execution] = field(default_factory=dict)
-    status_commit: str = ""
+    converged: bool = True
 
-    @property
-    def converged(self) -> bool:
-        """True when no project waits for a retry."""
-        retrying = any(item.ending is Ending.TRANSIENT for item in self.executions.values())
-        return not retrying and not self.view.observed.unreachable
+
+@dataclass(slots=True)
+class _Run:
+    """A project that is being worked on: the view it was planned from, and how to call it off."""
+
+    view: ProjectView
+    key: str
+    commit: str
+    started: float
+    called_off: threading.Event = field(default_factory=threading.Event)
 
 
 class Controller:
-    """Runs cycles over one engine. Clock, sleep and randomness are passed in."""
+    """The loop over one engine. Clock, waiting, randomness and the workers are passed in."""
 
     def __init__(
         self,
         engine: Engine,
         observer: Observer,
         *,
-        sleep: Callable[[float], None] = time.sleep,
+        execute: Execute | None = None,
+        pool: Executor | None = None,
+        publisher: Publisher | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        wait: Waiter = lambda changed, seconds: changed.wait(seconds),
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self._engine = engine
-        self._observer = observer
-        self._sleep = sleep
-        self._uniform = uniform
-        self._desired = DesiredState(engine.ml_repos, engine.catalog, allow_file_urls=engine.config.allow_file_urls)
+        parallel = engine.config.budget.max_parallel
+        self._engine, self._observer = engine, observer
+        self._execute = execute or StagesExecutor(engine, observer)
+        self._pool = pool or ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="project")
+        self._asking = pool or ThreadPoolExecutor(max_workers=4, thread_name_prefix="ml-repo")
+        self._monotonic, self._wait = monotonic, wait
+        self._publisher = publisher or Publisher(engine.status, lambda text: observer.tell("", "warning", text))
+        poll = engine.config.poll_interval
+        self.revisions = Revisions(
+            engine.ml_repos, self._asking, lambda: self.wake(fetch=False), monotonic=monotonic, uniform=uniform, refresh=poll
+        )
+        self._looker = Looker(engine, self.revisions)
+        self._pace = Pace(poll, uniform)
+        self.queue = WorkQueue(parallel, uniform)
+        self.ledger = Ledger()
+        self.view: View | None = None
+        self._runs: dict[str, _Run] = {}
+        self._finished: dict[str, Finished] = {}
+        self._executions: dict[str, Execution] = {}
+        self._complaints: dict[str, str] = {}
+        self._tries = MAX_TRIES
         self._stop = threading.Event()
+        # Shared with other threads, behind `_changed`: what ended, and whether to look (and to fetch).
+        self._changed = threading.Condition()
+        self._done: deque[tuple[str, Execution]] = deque()
+        self._asked: bool | None = None
+
+    # --- from outside, in any thread
+
+    def wake(self, *, fetch: bool = True) -> None:
+        """Somebody saw something: look soon; with `fetch` at the remote too. Many calls make one look."""
+        with self._changed:
+            self._asked = fetch or bool(self._asked)
+            self._changed.notify_all()
 
     def stop(self) -> None:
-        """Cancel what runs; finished rounds are kept."""
+        """Call off what runs and end; finished rounds are kept. May be called by a signal handler."""
         self._stop.set()
+        # A handler may have interrupted the loop in its lock; then it looks at the event when its wait is over.
+        if self._changed.acquire(blocking=False):
+            self._changed.notify_all()
+            self._changed.release()
 
-    def converge(self, tries: int = MAX_TRIES) -> CycleResult:
-        """At most `tries` cycles, until nothing is left to do or what is left will not get better now (`reconcile --once`)."""
-        with self._alone():
-            result = self.cycle()
-            for attempt in range(1, tries):
-                if self._stop.is_set() or (result.view.plan.is_noop and result.converged):
-                    break
-                if not result.converged:
-                    self._sleep(self.delay(attempt))
-                result = self.cycle(before=result)
-            return result
+    @property
+    def running(self) -> Mapping[str, float]:
+        """The projects that are worked on, and since when (monotonic seconds)."""
+        return {name: run.started for name, run in list(self._runs.items())}
 
-    def delay(self, attempt: int) -> float:
-        """Seconds before retry number `attempt`: 0.75 s doubled each time to 15 min, with full jitter above a half."""
-        longest = min(FIRST_DELAY * 2 ** (attempt - 1), LAST_DELAY)
-        return self._uniform(longest / 2, longest)
+    @property
+    def looked_at(self) -> float:
+        """When the last look ended (monotonic seconds)."""
+        return self._pace.ended
 
-    def cycle(self, before: CycleResult | None = None) -> CycleResult:
-        """One cycle: look, carry out, tell."""
-        view = self.look()
-        if view.plan.is_noop and not self._must_write(view):
-            return CycleResult(view, before.executions if before and view.plan.is_noop else {})
-        self._guard_empty(view)
-        running = [item for item in view.plan.projects if not item.is_noop]
-        if running:
-            started = {item.name: project_status.progressing(view, item) for item in running}
-            documents = {**self._settled(view), **started}
-            self._publish(view.documents, documents)
-        executions = self._carry_out(view, running)
-        after = self.look() if executions else view
-        documents = {
-            **self._settled(after),
-            **{name: project_status.finished(after, view, name, done) for name, done in executions.items()},
-        }
-        documents = {name: document for name, document in documents.items() if document}
-        commit = self._publish(after.documents, documents)
-        return CycleResult(after, executions, commit)
+    @property
+    def look_seconds(self) -> float:
+        """How long the last look took."""
+        return self._pace.cost
+
+    # --- the two ways to run, and a look alone
 
     def look(self, *, fetch: bool = True) -> View:
-        """Fetch, declare, observe and plan; changes nothing."""
-        engine = self._engine
-        if fetch:
-            try:
-                engine.repo.fetch()
-            except SourceError as error:
-                # A remote that cannot be reached is not an empty repo: go on with what was fetched last.
-                self._observer.tell("", "warning", str(error))
-        commit = engine.repo.desired_commit(engine.config.branch)
-        snapshot = engine.repo.read_snapshot(commit)
-        documents = read_documents(engine.status.read())
-        found = self._desired.of(snapshot, documents)
-        declared = {item.desired.name: item for item in found if isinstance(item, Declared)}
-        desired = [item.desired if isinstance(item, Declared) else item for item in found]
-        seen = observe(desired, documents, engine.runtime, engine.tracking_if_any, engine.config.instance)
-        return View(commit, declared, desired, seen, plan(desired, seen.projects), documents)
+        """A look that waits for everything it asks for, and changes nothing (`flops plan`)."""
+        return Looker(self._engine).look(self._publisher.load(), fetch=fetch, complain=self._complain)
+
+    def converge(self, tries: int = MAX_TRIES) -> Convergence:
+        """Until nothing is left to do, or what is left failed `tries` times (`flops reconcile --once`)."""
+        self._tries = tries
+        with self._alone():
+            self.wake()
+            while True:
+                pause = self.step()
+                if self._stop.is_set() or self._idle():
+                    break
+                self._rest(pause)
+            self._end()
+        if self.view is None:
+            raise ControllerError("FL9011", "It was stopped before it could look.", cure="Start it again.", transient=True)
+        retrying = any(item.ending in {Ending.TRANSIENT, Ending.CANCELLED} for item in self._executions.values())
+        return Convergence(self.view, dict(self._executions), not retrying and not self.view.unreachable and not self.view.waiting)
+
+    def serve(self) -> None:
+        """Go on until `stop`: looks are asked for by triggers, and made by the clock where no trigger can be relied on."""
+        self._pace.serving = True
+        with self._alone():
+            self.wake()
+            while not self._stop.is_set():
+                self._rest(self.step())
+            self._end()
+
+    def step(self) -> float | None:
+        """Everything that can be decided now; seconds until there is something to decide without a trigger."""
+        now = self._monotonic()
+        self._collect(now)
+        busy = self.queue.has_room and bool(self.queue.due(now))
+        asked = self._asked is not None or (self.view is None and not self._pace.bad_looks)
+        if self._pace.wants(now, asked=asked, owed=bool(self._finished), busy=busy):
+            self._look(now)
+            now = self._monotonic()
+        self._start(now)
+        self._offer()
+        if self._done:
+            return 0.0
+        pauses = (self.queue.next_due(now), self._pace.pause(now, waiting=bool(self._finished) or self._asked is not None))
+        return min((item for item in pauses if item is not None), default=None)
+
+    # --- looking
+
+    def _look(self, now: float) -> None:
+        with self._changed:
+            asked, self._asked = self._asked, None
+        if self._pace.polls(now):
+            self.revisions.refresh()
+            self._publisher.retry()
+        fetch = self._pace.begins(now, fetch=bool(asked))
+        if self.view is None:
+            self.ledger.load(self._publisher.load())
+        before, self._complaints = self._complaints, {}
+        trouble = True
+        try:
+            self.view = self._looker.look(self.ledger.documents, fetch=fetch, complain=lambda error: self._complain(error, before))
+            trouble = bool(self.view.unreachable or (self.view.waiting and not self.revisions.in_flight))
+        except FlopsError as error:
+            if not self._pace.serving:
+                raise
+            self._complain(error, before)
+        finally:
+            delay = self.queue.delay(self._pace.bad_looks + 1) if trouble else None
+            self._pace.ends(now, self._monotonic(), trouble=delay)
+        if not fetch:
+            self._complaints = {**before, **self._complaints}
+        if self.view is not None:
+            self._take(self.view)
+
+    def _take(self, view: View) -> None:
+        """What a look means for the queue and for the documents; only for projects of which something changed."""
+        finished, self._finished = self._finished, {}
+        # A project may have gone while nobody looked; then only its document is left of it.
+        for name in sorted(view.changed | finished.keys() | (self.ledger.documents.keys() - view.projects.keys())):
+            item = view.projects.get(name)
+            self._supersede(name, item)
+            if item is None:
+                self.queue.forget(name)
+            elif item.plan.is_noop:
+                self.queue.drop(name)
+            else:
+                self.queue.put(name, _key(item))
+            self._note(name, item, view, finished.get(name))
+        if self._guarded(view):
+            error = ControllerError(
+                "FL9005",
+                "The tracked branch declares no project any more, but services are running.",
+                cure="If that is meant, set `allow_empty: true` in flops.yaml; otherwise revert the commit.",
+            )
+            if not self._pace.serving:
+                raise error
+            self._complain(error, self._complaints)
+
+    def _supersede(self, name: str, item: ProjectView | None) -> None:
+        run = self._runs.get(name)
+        if run is None or run.called_off.is_set() or run.view.plan.change is Change.PRUNE:
+            return
+        if reason := _why_superseded(item, run.key):
+            run.called_off.set()
+            self._observer.tell(name, "superseded", f"called off: {reason}", digest=run.view.plan.run_digest)
+
+    def _note(self, name: str, item: ProjectView | None, view: View, finished: Finished | None) -> None:
+        """The document of a project after a look."""
+        if item is None or item.plan.change is Change.PRUNE:
+            self.ledger.forget(name)
+        elif name in self._runs:
+            return  # it says that it is being worked on, and whether it is tried again
+        elif finished is not None:
+            self.ledger.finished(item, _key(item), finished)
+        elif not item.plan.is_noop and (others := self._waits_for(item, view)):
+            self.ledger.waits(item, others)
+        elif not self.queue.failures(name, _key(item)):
+            self.ledger.settled(item)
+
+    # --- working
+
+    def _start(self, now: float) -> None:
+        view = self.view
+        if view is None or self._stop.is_set() or not self.queue.has_room:
+            return
+        guarded = self._guarded(view)
+        for name in self.queue.due(now):
+            item = view.projects.get(name)
+            if item is None or (guarded and item.plan.change is Change.PRUNE) or self._gave_up(item):
+                continue
+            if others := self._waits_for(item, view):
+                self.ledger.waits(item, others)
+                continue
+            self._begin(item, view.commit, now)
+            if not self.queue.has_room:
+                return
+
+    def _begin(self, item: ProjectView, commit: str, now: float) -> None:
+        run = self._runs[item.name] = _Run(item, _key(item), commit, now)
+        self.queue.start(item.name)
+        # While something is tried again its document says why; that it is tried again is no transition.
+        if item.plan.change is not Change.PRUNE and not self.queue.failures(item.name, run.key):
+            self.ledger.begun(item)
+        self._pool.submit(self._work, run)
+
+    def _work(self, run: _Run) -> None:
+        try:
+            execution = self._execute(run.view, lambda: run.called_off.is_set() or self._stop.is_set())
+        except Exception as error:  # an executor never raises; should it, its project says so and the loop goes on
+            cause = f"An error that should not happen: {type(error).__name__}."
+            told = ControllerError("FL9003", cause, cure="Please report it.")
+            execution = Execution(Ending.STALLED, str(told), error=told)
+        with self._changed:
+            self._done.append((run.view.name, execution))
+            self._changed.notify_all()
+
+    def _collect(self, now: float) -> None:
+        """Take in what workers ended with."""
+        while self._done:
+            name, execution = self._done.popleft()
+            run = self._runs.pop(name)
+            if execution.ending is Ending.CANCELLED and run.called_off.is_set():
+                execution = replace(execution, ending=Ending.SUPERSEDED)
+            digest = run.view.plan.run_digest
+            told = {"ending": str(execution.ending), "seconds": round(now - run.started, 3)}
+            self._observer.tell(name, "ended", f"{execution.ending}: {execution.message}", digest=digest, data=told)
+            if execution.ending is Ending.DONE:
+                if self.queue.succeeded(name, run.key, now):
+                    text = f"something undoes what is done again and again: {run.view.plan.reason}"
+                    self._observer.tell(name, "fight", text, digest=digest)
+            elif execution.ending is Ending.TRANSIENT:
+                delay = self.queue.failed(name, run.key, now)
+                self._observer.tell(name, "retry", f"tried again in {delay:.1f} s", digest=digest)
+            else:
+                self.queue.ended(name)
+            self._executions[name] = execution
+            self._finished[name] = Finished(run.view, run.key, run.commit, execution)
+            self.ledger.remember(self._finished[name])
+
+    def _waits_for(self, item: ProjectView, view: View) -> str:
+        """The projects that have to come first and are not there yet, for people."""
+        depends = item.desired.depends_on if item.desired else ()
+        return ", ".join(name for name in depends if name in self._runs or not _is_there(view.projects.get(name)))
+
+    def _gave_up(self, item: ProjectView) -> bool:
+        return not self._pace.serving and self.queue.failures(item.name, _key(item)) >= self._tries
+
+    def _guarded(self, view: View) -> bool:
+        """Whether the branch suddenly declares nothing: more likely a mistake than a wish."""
+        nothing = view.services > 0 and all(item.plan.change is Change.PRUNE for item in view.projects.values())
+        return nothing and not self._engine.config.allow_empty
+
+    # --- telling and resting
+
+    def _offer(self) -> None:
+        if (documents := self.ledger.take_dirty()) is not None:
+            self._publisher.offer(documents)
+
+    def _complain(self, error: FlopsError, before: Mapping[str, str] | None = None) -> None:
+        """Tell of trouble with the whole, once as long as it lasts."""
+        if (before or {}).get(error.code) != str(error):
+            self._observer.tell("", "warning", str(error), data=error.to_dict())
+        self._complaints[error.code] = str(error)
+
+    def _rest(self, seconds: float | None) -> None:
+        with self._changed:
+            ready = self._done or self._stop.is_set() or (self._asked is not None and not seconds)
+            if not ready and (seconds is None or seconds > 0):
+                self._wait(self._changed, seconds)
+
+    def _idle(self) -> bool:
+        """Whether nothing will change by itself: the end of `--once`."""
+        view = self.view
+        if view is None or self._runs or self._done or self._finished or self._asked is not None or self.revisions.in_flight:
+            return False
+        if 0 < self._pace.bad_looks < self._tries:
+            return False
+        left = [view.projects[name] for name in self.queue.waiting() if name in view.projects]
+        return all(self._gave_up(item) or self._waits_for(item, view) for item in left)
+
+    def _end(self) -> None:
+        """Wait for the workers, which were told to stop, and bring out what is to be told."""
+        while self._runs:
+            self._rest(0.2)
+            self._collect(self._monotonic())
+        self._offer()
+        self._publisher.close()
+        for pool in {self._pool, self._asking}:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -155,78 +381,32 @@ class Controller:
         finally:
             lock.release()
 
-    def _must_write(self, view: View) -> bool:
-        settled = self._settled(view)
-        return merge(view.documents, settled) != dict(view.documents)
 
-    def _settled(self, view: View) -> dict[str, Document]:
-        """The documents as they are when nothing is being done."""
-        return {project.name: project_status.settled(view, project) for project in view.desired}
+def _why_superseded(item: ProjectView | None, key: str) -> str:
+    """Why work on the content `key` is called off, or nothing."""
+    if item is None or item.desired is None:
+        return "" if item is not None and item.unreachable else "the project is not declared any more"
+    if item.desired.suspended:
+        return "suspend is true"
+    if item.desired.problems or _key(item) == key:
+        return ""  # what is not valid supersedes nothing
+    if item.declared is not None and item.declared.sla.on_change == "finish":
+        return ""
+    return "newer content was committed"
 
-    def _guard_empty(self, view: View) -> None:
-        if view.desired or not view.observed.services or self._engine.config.allow_empty:
-            return
-        raise ControllerError(
-            "FL9005",
-            "The tracked branch declares no project any more, but services are running.",
-            cure="If that is meant, set `allow_empty: true` in flops.yaml; otherwise revert the commit.",
-        )
 
-    def _carry_out(self, view: View, running: Sequence[ProjectPlan]) -> dict[str, Execution]:
-        """Run the plans side by side; a project waits for those it depends on."""
-        waiting = {item.name: item for item in running}
-        depends = {project.name: project.depends_on for project in view.desired}
-        blocked = {project.name for project in view.desired if project.problems}
-        executions: dict[str, Execution] = {}
-        futures: dict[Future[Execution], str] = {}
-        with ThreadPoolExecutor(max_workers=self._engine.config.budget.max_parallel) as pool:
-            while waiting or futures:
-                for name in [name for name in waiting if not self._waits(name, depends, waiting, futures)]:
-                    item = waiting.pop(name)
-                    failed = [
-                        other
-                        for other in depends.get(name, ())
-                        if other in blocked or (other in executions and executions[other].ending is not Ending.DONE)
-                    ]
-                    if failed:
-                        executions[name] = Execution(Ending.TRANSIENT, f"waits for {', '.join(failed)}")
-                        continue
-                    futures[pool.submit(self._run, view, item)] = name
-                done, _ = wait(futures, return_when=FIRST_COMPLETED) if futures else (set(), None)
-                for future in done:
-                    executions[futures.pop(future)] = future.result()
-        return executions
+def _key(item: ProjectView) -> str:
+    """What is worked on for a project: newer content is content with another key."""
+    if item.desired is None or item.desired.problems:
+        return ""
+    desired = item.desired
+    return digest_of([desired.serving_digest, desired.gate_digest, sorted(desired.steps), desired.suspended])
 
-    @staticmethod
-    def _waits(
-        name: str,
-        depends: Mapping[str, Sequence[str]],
-        waiting: Mapping[str, ProjectPlan],
-        futures: Mapping[Future[Execution], str],
-    ) -> bool:
-        return any(other in waiting or other in futures.values() for other in depends.get(name, ()))
 
-    def _run(self, view: View, item: ProjectPlan) -> Execution:
-        if item.change is Change.PRUNE:
-            self._engine.runtime.remove(service_name(item.name))
-            self._observer.tell(item.name, "pruned", item.reason)
-            return Execution(Ending.DONE, item.reason)
-
-        def tell(kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
-            self._observer.tell(item.name, kind, message, digest=item.run_digest, data=data)
-
-        work = Work(view.declared[item.name], self._engine.tools(), tell, self._stop.is_set)
-        versions = view.observed.versions.get(work.desired.customer, ())
-        known = {found.digest: found for found in versions if found.project == item.name}
-        service = view.observed.services.get(item.name)
-        work.version = known.get(item.run_digest)
-        work.in_service = known.get(service.labels.get("flops.digest", "")) if service else None
-        tell("plan", f"{item.change}: {item.reason}")
-        return execute(item, work, self._engine.journal, self._engine.budget)
-
-    def _publish(self, before: Mapping[str, Document], documents: Mapping[str, Document]) -> str:
-        merged = merge(before, documents)
-        result = self._engine.status.publish(render(merged), subject(before, merged) or "status")
-        if result.error:
-            self._observer.tell("", "warning", f"the status branch was not pushed: {result.error}")
-        return result.commit or ""
+def _is_there(item: ProjectView | None) -> bool:
+    """Whether a project that others depend on has what it declares."""
+    if item is None or item.desired is None:
+        return False
+    if item.plan.change is Change.SUSPENDED:
+        return item.desired.run_digest in item.observed.models
+    return item.plan.change is Change.NONE

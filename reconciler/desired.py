@@ -1,23 +1,29 @@
 """Desired state: every SLA at one commit, reduced to the digests that decide about its plan.
 
-Content, not commits: a commit that does not touch a project leaves its digests as they are. Whatever moves by itself – a
-branch of an ML repo – is resolved once per content of the project's folder and then taken from the record.
+Content, not commits: a commit that does not touch a project leaves its digests – the same object – as they are. Whatever moves by
+itself – a branch of an ML repo – is resolved once per content of the project's folder and then taken from the record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from sys import intern
 from typing import Any
 
+from reconciler import schedule
 from reconciler.digests import digest_of, flatten
-from reconciler.errors import FlopsError, SpecError, SpecErrors, Where
+from reconciler.errors import FlopsError, SourceError, SpecError, SpecErrors, Where
 from reconciler.federation.data import DataCatalog
 from reconciler.federation.runtime_version import TRAINING_VERSION, mlruntime_digest
 from reconciler.plan import DesiredProject
+from reconciler.schedule import Schedules
 from reconciler.source import MLRepoRevision, MLRepos, ProjectFiles, Snapshot
 from reconciler.spec import MockData, ProjectSLA, deployment_spec, load_mock_data, load_sla, training_spec
+from reconciler.spec.dependencies import circles, missing
 from reconciler.stages.model import Declared
 
 SLA_NAMES = ("sla.yaml", "sla.yml", "sla.json")
@@ -33,69 +39,141 @@ class Parsed:
     mock_data: MockData | None
 
 
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    """A valid project about which something outside of this repo is not known yet or cannot be asked for now."""
+
+    name: str
+    customer: str
+    error: FlopsError
+
+
+Found = Declared | DesiredProject | Unresolved
+Problems = tuple[Mapping[str, Any], ...]
+Resolve = Callable[[str, str | None, str, bool], MLRepoRevision]
+"""URL, ref, folder and whether the ref is followed → the revision. A transient SourceError when it is not known yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What a project came to last, and what that followed from."""
+
+    key: tuple[object, ...]
+    declared: Declared
+
+
 class DesiredState:
-    """Makes `Declared` projects of a snapshot; keeps what it parsed by tree hash."""
+    """Makes `Declared` projects of a snapshot; keeps what it parsed by tree hash.
 
-    def __init__(self, repos: MLRepos, catalog: DataCatalog, *, allow_file_urls: bool = False) -> None:
+    `resolve` finds the revisions of ML repos elsewhere; as `MLRepos.resolve` it waits for the network.
+    """
+
+    def __init__(
+        self,
+        repos: MLRepos,
+        catalog: DataCatalog,
+        resolve: Resolve | None = None,
+        clock: Callable[[], float] = time.time,
+        *,
+        allow_file_urls: bool = False,
+    ) -> None:
         self._repos = repos
-        self._allow_file_urls = allow_file_urls
         self._catalog = catalog
-        self._parsed: dict[str, Parsed | tuple[Mapping[str, Any], ...]] = {}
+        self._resolve = resolve or (lambda url, ref, subdir, _follow: repos.resolve(url, ref, subdir, Snapshot("", {})))
+        self._allow_file_urls = allow_file_urls
+        self._clock, self._schedules = clock, Schedules()
+        self._parsed: dict[str, Parsed | Problems] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._invalid: dict[str, DesiredProject] = {}
+        self._inside: tuple[str, dict[str, str | SourceError]] = ("", {})
+        self._trees: dict[tuple[str, str], str | SourceError] = {}
 
-    def of(self, snapshot: Snapshot, recorded: Mapping[str, Mapping[str, Any]]) -> list[Declared | DesiredProject]:
-        """Every project of a snapshot: `Declared`, or a `DesiredProject` with problems where it cannot be accepted.
+    def of(self, snapshot: Snapshot, recorded: Mapping[str, Mapping[str, Any]]) -> list[Found]:
+        """Every project of a snapshot, by name; a `DesiredProject` with problems where it cannot be accepted.
 
         `recorded` are the status documents: the ML repo revisions that were resolved before.
         """
-        found: list[Declared | DesiredProject] = []
         rejected = {error.where.path.split("/")[1]: error for error in snapshot.rejected if error.where}
-        for name, error in rejected.items():
-            found.append(_invalid(name, (error.to_dict(),)))
-        read = {name: self._parse(files) for name, files in sorted(snapshot.projects.items()) if name not in rejected}
-        slas = [parsed.sla for parsed in read.values() if isinstance(parsed, Parsed)]
-        self._repos.look_up(((sla.ml_repo_url, sla.ml_repo_subdir) for sla in slas), snapshot)
-        for name, parsed in read.items():
-            if not isinstance(parsed, Parsed):
-                found.append(_invalid(name, parsed))
+        parsed = {name: self._parse(files) for name, files in snapshot.projects.items() if name not in rejected}
+        wrong = _dependencies(parsed, rejected)
+        inside = self._trees_inside(snapshot, parsed)
+        data: dict[tuple[object, ...], tuple[tuple[str, str], ...] | FlopsError] = {}
+        found: list[Found] = []
+        for name in sorted(rejected.keys() | parsed.keys()):
+            if name in rejected:
+                found.append(self._problem(name, (rejected[name].to_dict(),)))
                 continue
-            try:
-                found.append(self._declare(snapshot, name, parsed, recorded.get(name, {})))
-            except FlopsError as error:
-                found.append(_invalid(name, (error.to_dict(),), customer=parsed.sla.customer_id))
+            item = parsed[name]
+            if not isinstance(item, Parsed):
+                found.append(self._problem(name, item))
+            elif name in wrong:
+                found.append(self._problem(name, (wrong[name].to_dict(),), item.sla.customer_id))
+            else:
+                found.append(self._declare_or_say(snapshot, name, item, recorded.get(name, {}), inside, data))
+        self._forget(snapshot, rejected.keys() | parsed.keys())
         return found
 
-    def _parse(self, files: ProjectFiles) -> Parsed | tuple[Mapping[str, Any], ...]:
-        if files.tree not in self._parsed:
-            self._parsed[files.tree] = parse_project(files)
-        return self._parsed[files.tree]
-
-    def _declare(self, snapshot: Snapshot, name: str, parsed: Parsed, record: Mapping[str, Any]) -> Declared:
+    def _declare_or_say(
+        self,
+        snapshot: Snapshot,
+        name: str,
+        parsed: Parsed,
+        record: Mapping[str, Any],
+        inside: Mapping[str, str | SourceError],
+        data: dict[tuple[object, ...], tuple[tuple[str, str], ...] | FlopsError],
+    ) -> Found:
         sla = parsed.sla
-        if sla.ml_repo_url.startswith("file:") and not self._allow_file_urls:
-            raise SpecError(
-                "FL1036",
-                "ml_repo_url names a Git repo of the reconciler's machine, which is not allowed here.",
-                cure="Use a URL or a path inside this repo; the operator may set `allow_file_urls` in flops.yaml.",
-                where=Where(f"projects/{name}"),
-            )
-        revision = self._revision(snapshot, sla, record.get("ml_repo") or {})
+        try:
+            self._check_url(name, sla)
+            revision = self._revision(snapshot, sla, record.get("ml_repo"), inside)
+            versions = self._data(parsed, data)
+        except FlopsError as error:
+            if error.transient:
+                return Unresolved(name, sla.customer_id, error)
+            return self._problem(name, (error.to_dict(),), sla.customer_id)
+        files = snapshot.projects[name]
+        tick = self._tick(sla, record)
+        key = (files.tree, revision.url, revision.tree, revision.subdir, versions, tick)
+        kept = self._kept.get(name)
+        if kept is None or kept.key != key:
+            kept = _Kept(key, self._declare(snapshot, files, parsed, revision, versions, tick))
+            self._kept[name] = kept
+        # Content that is as it was keeps the commit that it was first seen at.
+        return kept.declared
+
+    def _parse(self, files: ProjectFiles) -> Parsed | Problems:
+        found = self._parsed.get(files.tree)
+        if found is None:
+            found = self._parsed[files.tree] = parse_project(files)
+        return found
+
+    def _declare(
+        self,
+        snapshot: Snapshot,
+        files: ProjectFiles,
+        parsed: Parsed,
+        revision: MLRepoRevision,
+        versions: tuple[tuple[str, str], ...],
+        tick: str,
+    ) -> Declared:
+        sla = parsed.sla
         training = dict(flatten(training_spec(sla)))
         training |= {
             "customer": sla.customer_id,
             "ml_repo.tree": revision.tree,
             "runtime": TRAINING_VERSION,
         }
-        tags = sla.training_configuration.data_tags
-        for version in self._catalog.describe(parsed.mock_data, tags):
-            training[f"data.{version.tag}"] = version.digest
+        training |= {f"data.{tag}": digest for tag, digest in versions}
+        if tick:
+            training[schedule.INPUT] = tick
         serving = dict(flatten(deployment_spec(sla))) | {"runtime": mlruntime_digest()}
         gate = sla.evaluation_gate
         desired = DesiredProject(
-            name=name,
+            name=files.name,
             customer=sla.customer_id,
-            training=training,
-            gate=dict(flatten(gate.model_dump(mode="json"))) if gate else {},
-            serving=serving,
+            training=_shared(training),
+            gate=_shared(dict(flatten(gate.model_dump(mode="json")))) if gate else {},
+            serving=_shared(serving),
             steps=frozenset(str(step) for step in sla.post_training_steps),
             depends_on=tuple(sla.depends_on),
             suspended=sla.suspend,
@@ -117,17 +195,90 @@ class DesiredState:
             checkout=self._checkout(revision),
         )
 
-    def _revision(self, snapshot: Snapshot, sla: ProjectSLA, record: Mapping[str, str]) -> MLRepoRevision:
+    def _check_url(self, name: str, sla: ProjectSLA) -> None:
+        if sla.ml_repo_url.startswith("file:") and not self._allow_file_urls:
+            raise SpecError(
+                "FL1036",
+                "ml_repo_url names a Git repo of the reconciler's machine, which is not allowed here.",
+                cure="Use a URL or a path inside this repo; the operator may set `allow_file_urls` in flops.yaml.",
+                where=Where(f"projects/{name}"),
+            )
+
+    def _tick(self, sla: ProjectSLA, record: Mapping[str, Any]) -> str:
+        expression = sla.triggers.schedule if sla.triggers else None
+        if not expression:
+            return ""
+        inputs = record.get("inputs")
+        recorded = inputs.get(schedule.INPUT, "") if isinstance(inputs, dict) else ""
+        return self._schedules.tick(expression, self._clock(), str(recorded))
+
+    def _revision(
+        self, snapshot: Snapshot, sla: ProjectSLA, record: object, inside: Mapping[str, str | SourceError]
+    ) -> MLRepoRevision:
+        url = sla.ml_repo_url
+        if _is_inside(sla):
+            tree = inside[_path_inside(sla)]
+            if isinstance(tree, SourceError):
+                raise tree
+            return MLRepoRevision(url if url != "." else "./", snapshot.commit, tree, sla.ml_repo_subdir)
         follows = sla.triggers is not None and sla.triggers.on_ml_repo_push
-        if not follows and record.get("content") == content_key(sla) and not sla.ml_repo_url.startswith("."):
-            return MLRepoRevision(record["url"], record["commit"], record["tree"], record["subdir"])
-        return self._repos.resolve(sla.ml_repo_url, sla.ml_repo_ref, sla.ml_repo_subdir, snapshot)
+        if not follows and isinstance(record, dict) and record.get("content") == content_key(sla):
+            known = [record.get(key) for key in ("url", "commit", "tree", "subdir")]
+            if all(isinstance(value, str) for value in known):
+                return MLRepoRevision(*map(str, known))
+        return self._resolve(url, sla.ml_repo_ref, sla.ml_repo_subdir, follows)
+
+    def _trees_inside(self, snapshot: Snapshot, parsed: Mapping[str, Parsed | Problems]) -> dict[str, str | SourceError]:
+        """The trees of ML repos that are folders of this repo, by path; one question to Git for those that are new."""
+        if self._inside[0] == snapshot.commit:
+            return self._inside[1]
+        slas = (item.sla for item in parsed.values() if isinstance(item, Parsed))
+        objects = {path: _object_of(path, snapshot) for path in {_path_inside(sla) for sla in slas if _is_inside(sla)}}
+        new = {found: path for path, found in objects.items() if found not in self._trees}
+        self._trees |= self._repos.trees_inside(new)
+        self._trees = {found: self._trees[found] for found in objects.values()}
+        self._inside = (snapshot.commit, {path: self._trees[found] for path, found in objects.items()})
+        return self._inside[1]
+
+    def _data(
+        self, parsed: Parsed, seen: dict[tuple[object, ...], tuple[tuple[str, str], ...] | FlopsError]
+    ) -> tuple[tuple[str, str], ...]:
+        """(tag, digest) of the data; each selection is described once a look, as user data are looked at on disk."""
+        mock = parsed.mock_data
+        tags = tuple(parsed.sla.training_configuration.data_tags)
+        key = (mock and (mock.dataset_name, mock.data_tag), tags)
+        if key not in seen:
+            try:
+                seen[key] = tuple((item.tag, item.digest) for item in self._catalog.describe(mock, tags))
+            except FlopsError as error:
+                seen[key] = error
+        found = seen[key]
+        if isinstance(found, FlopsError):
+            raise found
+        return found
 
     def _checkout(self, revision: MLRepoRevision) -> Callable[[], Path]:
         return lambda: self._repos.checkout(revision)
 
+    def _problem(self, name: str, problems: Problems, customer: str = "") -> DesiredProject:
+        made = DesiredProject(name, customer, training={}, problems=problems)
+        before = self._invalid.get(name)
+        if before == made:
+            return before
+        self._invalid[name] = made
+        return made
 
-def parse_project(files: ProjectFiles) -> Parsed | tuple[Mapping[str, Any], ...]:
+    def _forget(self, snapshot: Snapshot, names: Set[str]) -> None:
+        """Drop what no project of this snapshot needs, when it has become more than what they need."""
+        if len(self._parsed) > 2 * len(snapshot.projects) + 100:
+            trees = {files.tree for files in snapshot.projects.values()}
+            self._parsed = {tree: item for tree, item in self._parsed.items() if tree in trees}
+        for kept in (self._kept, self._invalid):
+            for name in kept.keys() - names:
+                kept.pop(name, None)
+
+
+def parse_project(files: ProjectFiles) -> Parsed | Problems:
     """A project's SLA and mock data, or all that is wrong with them."""
     problems: list[Mapping[str, Any]] = []
     sla: ProjectSLA | None = None
@@ -140,7 +291,7 @@ def parse_project(files: ProjectFiles) -> Parsed | tuple[Mapping[str, Any], ...]
         problems += [error.to_dict() for error in errors.errors]
     if mock_name:
         try:
-            mock_data = load_mock_data(files.files[mock_name], f"{files.path}/{mock_name}")
+            mock_data = _mock_data(files.files[mock_name], f"{files.path}/{mock_name}")
         except SpecErrors as errors:
             problems += [error.to_dict() for error in errors.errors]
     if sla is None or problems:
@@ -148,10 +299,60 @@ def parse_project(files: ProjectFiles) -> Parsed | tuple[Mapping[str, Any], ...]
     return Parsed(sla, files.files[sla_name], mock_data)
 
 
+def _mock_data(content: bytes, path: str) -> MockData:
+    """A mock-data file; many projects have the same one, which is parsed and held once."""
+    try:
+        return _known_mock_data(content)
+    except SpecErrors:
+        return load_mock_data(content, path)
+
+
+@lru_cache(maxsize=256)
+def _known_mock_data(content: bytes) -> MockData:
+    return load_mock_data(content, "")
+
+
 def content_key(sla: ProjectSLA) -> str:
     """What a resolved ML repo revision belongs to: the SLA's content, not the commit that it came with."""
     return digest_of([sla.ml_repo_url, sla.ml_repo_ref, sla.ml_repo_subdir, training_spec(sla)])
 
 
-def _invalid(name: str, problems: tuple[Mapping[str, Any], ...], customer: str = "") -> DesiredProject:
-    return DesiredProject(name, customer, training={}, problems=problems)
+def _is_inside(sla: ProjectSLA) -> bool:
+    return sla.ml_repo_url == "." or sla.ml_repo_url.startswith("./")
+
+
+def _path_inside(sla: ProjectSLA) -> str:
+    return "/".join(part for part in (sla.ml_repo_url[2:].strip("/"), sla.ml_repo_subdir) if part)
+
+
+def _object_of(path: str, snapshot: Snapshot) -> tuple[str, str]:
+    """A path as Git finds it: below a project's tree, which only its own changes change, else below the commit."""
+    top, _, rest = path.partition("/")
+    name, _, below = rest.partition("/")
+    if top == "projects" and name in snapshot.projects:
+        return snapshot.projects[name].tree, below
+    return snapshot.commit, path
+
+
+def _shared(inputs: Mapping[str, str]) -> dict[str, str]:
+    """The same with each name and value held once: projects differ in few of them."""
+    return {intern(name): intern(value) for name, value in inputs.items()}
+
+
+def _dependencies(parsed: Mapping[str, Parsed | Problems], rejected: Iterable[str]) -> dict[str, FlopsError]:
+    """Projects that depend on what is not there, or on themselves: they could never start."""
+    depends = {
+        name: tuple(item.sla.depends_on) for name, item in parsed.items() if isinstance(item, Parsed) and item.sla.depends_on
+    }
+    if not depends:
+        return {}
+    wrong: dict[str, FlopsError] = {}
+    for name, _, other in missing(depends, {*parsed, *rejected}):
+        cure = "Correct the name, or add that project."
+        wrong.setdefault(name, SourceError("FL1031", f"depends_on names {other!r}, which is no project.", cure=cure))
+    for circle in circles(depends):
+        text = " → ".join(circle)
+        for name in circle:
+            error = SourceError("FL1032", f"The projects depend on each other in a circle: {text}.", cure="Take one away.")
+            wrong.setdefault(name, error)
+    return wrong

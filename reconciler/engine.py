@@ -28,6 +28,8 @@ from reconciler.status import StatusBranch
 from reconciler.tracking import Tracking, tracking_root, tracking_service
 
 OPERATOR_FILE = "flops.yaml"
+RACY_SECONDS = 2.0
+"""A file written so lately may be written again without a newer time: what it says is not trusted to stay (as Git's index)."""
 
 
 def cache_directory() -> Path:
@@ -57,14 +59,35 @@ class Engine:
     budget: Budget
     clock: Callable[[], float] = time.time
     _servers: dict[str, Tracking] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _locks: dict[str, threading.Lock] = field(default_factory=dict)
 
     def tracking(self, customer: str) -> Tracking:
         """The tracking client of a customer; starts the customer's server when it is ours and not running."""
-        with self._lock:
+        with self._locks.setdefault(customer, threading.Lock()):
             if customer not in self._servers:
                 self._servers[customer] = Tracking(self.tracking_uri(customer))
             return self._servers[customer]
+
+    def forget_tracking(self, customer: str) -> None:
+        """The server did not answer: look after it before it is asked again, as it may run elsewhere or not at all."""
+        self._servers.pop(customer, None)
+
+    def registry_state(self, customer: str) -> object:
+        """What changes whenever a registry of ours does: its files. None where that cannot be known, so that it is asked."""
+        if self.external_tracking:
+            return None
+        root = tracking_root(customer, self.state / "tracking")
+        found = []
+        for name in ("mlflow.db", "mlflow.db-wal"):
+            try:
+                stat = (root / name).stat()
+            except OSError:
+                found.append((0, 0, 0))
+                continue
+            if self.clock() - stat.st_mtime < RACY_SECONDS:
+                return None
+            found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        return tuple(found)
 
     def tracking_if_any(self, customer: str) -> Tracking | None:
         """As `tracking`, but None for a customer of ours that has no registry yet."""

@@ -10,6 +10,7 @@
     ├── ImageError              FL61xx  images: build plans, base images, layers, registries
     ├── ServingError            FL7xxx  runtimes and inference: ports, health, verification
     ├── StatusError             FL8xxx  the status branch
+    ├── WebError                FL93xx  webhooks and the web server
     └── ControllerError         FL9xxx  the loop, the journal, the disk
 
 Every code has one line in `CODES`; `docs/errors.md` is made from it. An error says what happened (`cause`), what to do
@@ -153,7 +154,6 @@ CODES: dict[str, str] = {
     "FL5504": "The process that checks the ML repo ended.",
     "FL5510": "The engine that runs the learners' containers fails.",
     "FL5511": "A container of a training run does not come up.",
-    "FL5091": "hierarchical training is not built yet",
     "FL5090": "A stage was run before those that it stands on.",
     # --- FL56xx hierarchies
     "FL5601": "No cluster has enough learners.",
@@ -259,6 +259,18 @@ CODES: dict[str, str] = {
     "FL9101": "the folder for a fresh GitOps repo is not empty",
     "FL9102": "the folder for a fresh GitOps repo is a file",
     "FL9006": "there is no status of that project",
+    "FL9010": "the revision of an ML repo is being looked up",
+    "FL9011": "the loop was stopped before it could look",
+    "FL9301": "a webhook secret that is empty or can be guessed",
+    "FL9302": "a webhook that is not signed with our secret",
+    "FL9303": "a webhook whose body is no JSON object",
+    "FL9304": "a webhook that is too large",
+    "FL9305": "too many webhooks at once",
+    "FL9306": "no such webhook",
+    "FL9307": "a request without the token",
+    "FL9308": "not an address to listen at",
+    "FL9309": "an address at which nothing can listen",
+    "FL9310": "an address that others can reach, without a token",
 }
 
 
@@ -346,6 +358,10 @@ class ServingError(FlopsError):
 
 class StatusError(FlopsError):
     """The status branch cannot be written."""
+
+
+class WebError(FlopsError):
+    """A webhook or request that is refused, or a web server that cannot be."""
 
 
 class ControllerError(FlopsError):

@@ -27,6 +27,8 @@ class Ending(StrEnum):
     REJECTED = "rejected"
     STALLED = "stalled"
     TRANSIENT = "transient"
+    CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ def execute(
             result = "reused" if action.verb is Verb.REUSE else "skipped"
             reports.append(StageReport(action.stage, result, 0.0, action.reason))
             continue
+        if work.cancelled():
+            return Execution(Ending.CANCELLED, f"cancelled before {action.stage}", tuple(reports), data)
         intent = journal.begin(plan.name, plan.run_digest, action.stage, work.declared.commit)
         work.tell("stage", f"{action.stage} …", {"stage": action.stage})
         started = monotonic()
@@ -82,6 +86,11 @@ def execute(
             error = _as_flops_error(raised, work)
         seconds = monotonic() - started
         work.timings[action.stage] = seconds
+        if error is not None and work.cancelled():
+            # Whatever it says, it was told to stop: that is no fault of the content, which must not stall for it.
+            journal.finish(intent, "cancelled", error.cause, seconds)
+            reports.append(StageReport(action.stage, "cancelled", seconds, error.cause))
+            return Execution(Ending.CANCELLED, f"cancelled in {action.stage}", tuple(reports), data)
         if error is not None:
             journal.finish(intent, "failed", str(error), seconds)
             reports.append(StageReport(action.stage, "failed", seconds, error.cause))

@@ -1,126 +1,174 @@
 """Observed state: what the registry and the runtime say now, one request per customer and one look at the services.
 
-Nothing is assumed from memory. The status documents add only what cannot be observed: which content stalled, and which
+Nothing is assumed from memory. A registry is asked again whenever it *may* have changed; one whose files are as they were when it
+was last asked has nothing new to say. The status documents add only what cannot be observed: which content stalled, and which
 inputs were worked on last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from reconciler.errors import FlopsError
 from reconciler.plan import DesiredProject, ObservedModel, ObservedProject, ObservedService
 from reconciler.runtimes.model import Runtime, Service
-from reconciler.tracking import ModelVersion, Tracking
-
-TrackingIfAny = Callable[[str], Tracking | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """All projects that are declared or in the inventory; customers whose registry did not answer are in `unreachable`."""
-
-    projects: tuple[ObservedProject, ...]
-    services: Mapping[str, Service] = field(default_factory=dict)
-    versions: Mapping[str, tuple[ModelVersion, ...]] = field(default_factory=dict)
-    unreachable: Mapping[str, FlopsError] = field(default_factory=dict)
+from reconciler.tracking import ModelVersion
+from reconciler.tracking.model import RunInfo
 
 
-def observe(
-    desired: Iterable[DesiredProject],
-    documents: Mapping[str, Mapping[str, Any]],
-    runtime: Runtime,
-    tracking: TrackingIfAny,
-    instance: str,
-) -> Observed:
-    """Look at the registry of each customer and at the services of this instance.
+class Registry(Protocol):
+    """What the loop asks a tracking server for."""
 
-    A request about a single project is made only for one that has runs, but no model of its digest and gate.
+    def versions(self, customer: str) -> list[ModelVersion]:
+        """Every version of a customer's models."""
 
-    `tracking` gives None for a customer whose registry was never made: then nothing is registered, and no server has to be
-    started to know that.
-    """
-    wanted = {project.name: project for project in desired}
-    customers = sorted({project.customer for project in wanted.values() if project.customer})
-    versions: dict[str, tuple[ModelVersion, ...]] = {}
-    clients: dict[str, Tracking | None] = {}
-    recorded: dict[str, frozenset[str]] = {}
-    unreachable: dict[str, FlopsError] = {}
-    for customer in customers:
+    def projects_with_runs(self, customer: str) -> frozenset[str]:
+        """The projects of a customer for which anything was ever recorded."""
+
+    def run_with_digest(self, project: str, customer: str, digest: str) -> RunInfo | None:
+        """The recorded run of a digest, or None."""
+
+
+RegistryIfAny = Callable[[str], Registry | None]
+Versions = tuple[ModelVersion, ...]
+
+
+@dataclass(slots=True)
+class _Customer:
+    """What a customer's registry said last; `state` is the state of its files then, None when that cannot be known."""
+
+    state: object = None
+    registry: Registry | None = None
+    error: FlopsError | None = None
+    versions: dict[str, Versions] = field(default_factory=dict)
+    runs: dict[tuple[str, str], RunInfo | None] = field(default_factory=dict)
+    recorded: frozenset[str] | None = None
+    generation: int = 0
+
+
+class Registries:
+    """The registries of all customers. One that does not answer is an error of its customer, not of the look."""
+
+    def __init__(self, registry: RegistryIfAny, state: Callable[[str], object]) -> None:
+        self._registry = registry
+        self._state = state
+        self._known: dict[str, _Customer] = {}
+
+    def refresh(self, customer: str) -> FlopsError | None:
+        """Ask the registry if it may have changed; the reason why it could not be asked.
+
+        A registry that was never made has nothing in it, and no server has to be started to know that.
+        """
+        known = self._known.setdefault(customer, _Customer())
+        state = self._state(customer)
+        if state is not None and known.state == state and known.error is None:
+            return None
+        known.state = state
+        known.generation += 1
+        known.runs.clear()
+        known.recorded = None
         try:
-            clients[customer] = tracking(customer)
-            client = clients[customer]
-            versions[customer] = tuple(client.versions(customer)) if client else ()
-            recorded[customer] = client.projects_with_runs(customer) if client else frozenset()
+            known.registry = self._registry(customer)
+            found = known.registry.versions(customer) if known.registry else []
         except FlopsError as error:
-            unreachable[customer] = error
-    services = {
+            same = known.error is not None and str(known.error) == str(error)
+            known.error = known.error if same else error
+            return known.error
+        known.error = None
+        by_project: dict[str, list[ModelVersion]] = {}
+        for version in found:
+            by_project.setdefault(version.project, []).append(version)
+        # What is equal stays the same object, so that everything that follows from it need not be worked out again.
+        before = known.versions
+        known.versions = {
+            name: before[name] if name in before and before[name] == tuple(items) else tuple(items)
+            for name, items in by_project.items()
+        }
+        return None
+
+    def versions(self, customer: str, project: str) -> Versions:
+        """A project's versions as of the last `refresh`."""
+        known = self._known.get(customer)
+        return known.versions.get(project, ()) if known else ()
+
+    def generation(self, customer: str) -> int:
+        """Grows each time the registry is asked."""
+        known = self._known.get(customer)
+        return known.generation if known else 0
+
+    def run(self, customer: str, project: str, digest: str) -> RunInfo | None:
+        """The recorded run of a digest, asked for once per `generation`. Raises FlopsError."""
+        known = self._known[customer]
+        if known.registry is None:
+            return None
+        if known.recorded is None:
+            known.recorded = known.registry.projects_with_runs(customer)
+        if project not in known.recorded:
+            return None
+        if (project, digest) not in known.runs:
+            known.runs[project, digest] = known.registry.run_with_digest(project, customer, digest)
+        return known.runs[project, digest]
+
+    def keep(self, customers: set[str]) -> None:
+        """Forget the customers that have no project any more."""
+        for customer in self._known.keys() - customers:
+            del self._known[customer]
+
+
+def observe_services(runtime: Runtime, instance: str) -> dict[str, Service]:
+    """The inference services of this instance, by project: they are the inventory."""
+    return {
         service.labels.get("flops.project", ""): service
         for service in runtime.observe()
         if service.labels.get("flops.kind") == "inference" and service.labels.get("flops.instance") == instance
     }
-    projects = []
-    for name in sorted(wanted.keys() | services.keys()):
-        project = wanted.get(name)
-        document = documents.get(name, {})
-        if project is None or project.customer in unreachable:
-            why = str(unreachable[project.customer]) if project else ""
-            projects.append(_without_registry(name, document, services.get(name), why))
-            continue
-        found = [item for item in versions.get(project.customer, ()) if item.project == name]
-        try:
-            client = clients.get(project.customer) if name in recorded.get(project.customer, ()) else None
-            projects.append(_project(project, document, found, services.get(name), client))
-        except FlopsError as error:
-            unreachable[project.customer] = error
-            projects.append(_without_registry(name, document, services.get(name), str(error)))
-    return Observed(tuple(projects), services, versions, unreachable)
 
 
-def _project(
-    project: DesiredProject,
-    document: Mapping[str, Any],
-    versions: Iterable[ModelVersion],
-    service: Service | None,
-    client: Tracking | None,
+def needs_run(project: DesiredProject, versions: Versions) -> bool:
+    """Whether it takes a look at the runs to know what is there: the declared model is not registered with this gate."""
+    if project.problems or project.suspended:
+        return False
+    digest = project.run_digest
+    return not any(item.digest == digest and item.gate_digest == project.gate_digest for item in versions)
+
+
+def observe_project(
+    project: DesiredProject, document: Mapping[str, Any], versions: Versions, service: Service | None, run: RunInfo | None
 ) -> ObservedProject:
+    """One declared project from what was asked; `run` is the recorded run of its digest, if there is one."""
     models = {
         item.digest: ObservedModel(item.digest, str(item.version), item.run_id, item.gate_digest, tuple(item.aliases))
         for item in versions
     }
-    trained: frozenset[str] = frozenset(models)
-    rejected: frozenset[str] = frozenset()
-    digest = project.run_digest
-    if (
-        client
-        and not project.problems
-        and not project.suspended
-        and (digest not in models or models[digest].gate_digest != project.gate_digest)
-    ):
-        run = client.run_with_digest(project.name, project.customer, digest)
-        if run is not None:
-            trained |= {digest}
-            rejected = frozenset(run.rejected_gates)
+    trained = frozenset(models) | ({project.run_digest} if run else frozenset())
     return ObservedProject(
         name=project.name,
         models=models,
-        rejected=rejected,
+        rejected=frozenset(run.rejected_gates) if run else frozenset(),
         trained=trained,
         stalled=_stalled(document),
         service=_service(service),
-        recorded=document.get("inputs") or {},
+        recorded=_recorded(document),
     )
 
 
-def _without_registry(name: str, document: Mapping[str, Any], service: Service | None, why: str) -> ObservedProject:
-    return ObservedProject(name, service=_service(service), recorded=document.get("inputs") or {}, unknown=why)
+def observe_without_registry(name: str, document: Mapping[str, Any], service: Service | None, why: str = "") -> ObservedProject:
+    """A project whose registry did not answer, or that is not declared any more."""
+    return ObservedProject(name, service=_service(service), recorded=_recorded(document), unknown=why)
+
+
+def _recorded(document: Mapping[str, Any]) -> Mapping[str, str]:
+    inputs = document.get("inputs")
+    return inputs if isinstance(inputs, dict) else {}
 
 
 def _stalled(document: Mapping[str, Any]) -> dict[str, str]:
-    stalled = document.get("stalled") or {}
-    return {str(stalled["digest"]): str(stalled.get("message", ""))} if stalled.get("digest") else {}
+    stalled = document.get("stalled")
+    if not isinstance(stalled, dict) or not stalled.get("digest"):
+        return {}
+    return {str(stalled["digest"]): str(stalled.get("message", ""))}
 
 
 def _service(service: Service | None) -> ObservedService | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 from reconciler.digests import digest_of, short
 
@@ -55,9 +56,9 @@ class Change(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DesiredProject:
-    """One declared project, reduced to what decides about its plan.
+    """One declared project, reduced to what decides about its plan. Without slots, so that its digests are worked out once.
 
     `training`, `gate` and `serving` are named inputs (name → canonical text) of the three digests.
     """
@@ -72,17 +73,17 @@ class DesiredProject:
     suspended: bool = False
     problems: tuple[Mapping[str, str | int | bool], ...] = ()
 
-    @property
+    @cached_property
     def run_digest(self) -> str:
         """Identity of the training run and of the model that comes of it."""
         return digest_of(dict(self.training))
 
-    @property
+    @cached_property
     def gate_digest(self) -> str:
         """Identity of the gate's verdict on that model."""
         return digest_of({"run": self.run_digest, "gate": dict(self.gate)})
 
-    @property
+    @cached_property
     def serving_digest(self) -> str:
         """Identity of the service that answers with that model."""
         return digest_of({"run": self.run_digest, "serving": dict(self.serving)})

@@ -75,7 +75,8 @@ class StatusBranch:
             tip = self._tip(local, remote)
             commit: str | None = None
             if self._read(tip) != dict(files):
-                commit = self._commit(self._tree(files), tip, message)
+                commit = self._commit(self._tree(files, tip), tip, message)
+                self._cache = (commit, dict(files))
             head = commit or tip
             if head and head != local:
                 self._move(head, local)
@@ -147,18 +148,22 @@ class StatusBranch:
         arguments = ("commit-tree", "--no-gpg-sign", *parents, tree)
         return command.run(self._repo.path, *arguments, stdin=f"{subject}\n".encode(), env=identity).decode().strip()
 
-    def _tree(self, files: Mapping[str, bytes]) -> str:
-        """Write blobs and trees through an index of our own; a fixed number of Git processes, however many files."""
+    def _tree(self, files: Mapping[str, bytes], tip: str) -> str:
+        """Write what differs from the tip through an index of our own; a fixed number of Git processes, however many files."""
         repo = self._repo.path
+        before = self._read(tip)
+        paths = sorted(path for path, content in files.items() if before.get(path) != content)
         with tempfile.TemporaryDirectory(prefix="flops-status-") as folder:
-            paths = sorted(files)
             places = [Path(folder) / f"{number}" for number in range(len(paths))]
             for path, place in zip(paths, places, strict=True):
                 place.write_bytes(files[path])
             feed = "".join(f"{place}\n" for place in places).encode()
             blobs = command.run(repo, "hash-object", "-w", "--no-filters", "--stdin-paths", stdin=feed).decode().split()
-            rows = "".join(f"100644 {blob}\t{path}\0" for path, blob in zip(paths, blobs, strict=True))
+            rows = "".join(f"0 {'0' * 40}\t{path}\0" for path in sorted(before.keys() - files.keys()))
+            rows += "".join(f"100644 {blob}\t{path}\0" for path, blob in zip(paths, blobs, strict=True))
             index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+            if tip:
+                command.run(repo, "read-tree", "--end-of-options", tip, env=index)
             command.run(repo, "update-index", "-z", "--index-info", stdin=rows.encode(), env=index)
             return command.run(repo, "write-tree", env=index).decode().strip()
 

@@ -7,7 +7,7 @@ written with it and never by themselves, so that idle cycles make no commit.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -40,6 +40,11 @@ def read_documents(files: Mapping[str, bytes]) -> dict[str, Document]:
     return found
 
 
+def same(before: Document, after: Document) -> bool:
+    """Whether nothing but volatile fields differ: no transition."""
+    return before == after or bool(_stable(before) == _stable(after))
+
+
 def merge(before: Mapping[str, Document], after: Mapping[str, Document]) -> dict[str, Document]:
     """The documents to publish: the old one wherever nothing but volatile fields differ."""
     return {
@@ -50,19 +55,39 @@ def merge(before: Mapping[str, Document], after: Mapping[str, Document]) -> dict
 
 def render(documents: Mapping[str, Document]) -> dict[str, bytes]:
     """The files of the status branch."""
-    files = {
-        path_of(name): orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n"
-        for name, document in sorted(documents.items())
-    }
-    files["README.md"] = readme(documents).encode()
-    return files
+    return Renderer()(documents)
+
+
+class Renderer:
+    """Renders the files of the status branch; a document that is the same object as last time is not rendered again."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Document, bytes, str]] = {}
+
+    def __call__(self, documents: Mapping[str, Document]) -> dict[str, bytes]:
+        """The files: a document each, and the table for people."""
+        kept = {}
+        for name, document in sorted(documents.items()):
+            found = self._kept.get(name)
+            kept[name] = found if found and found[0] is document else (document, _rendered(document), _row(name, document))
+        self._kept = kept
+        files = {path_of(name): content for name, (_, content, _) in kept.items()}
+        files["README.md"] = _table(row for _, _, row in kept.values()).encode()
+        return files
 
 
 def readme(documents: Mapping[str, Document]) -> str:
     """The table that people see when they open the status branch."""
+    return _table(_row(name, document) for name, document in sorted(documents.items()))
+
+
+def _rendered(document: Document) -> bytes:
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n"
+
+
+def _table(rows: Iterable[str]) -> str:
     columns = ("project", "synced", "ready", "model", "accuracy", "serves at", "says")
     head = f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|\n"
-    rows = [_row(name, document) for name, document in sorted(documents.items())]
     return (
         "# Status\n\nWritten by the reconciler, one commit a transition. What is declared is on the main branch.\n\n"
         + head

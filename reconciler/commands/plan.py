@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 
 from reconciler.controller import Controller
-from reconciler.desired import DesiredState
+from reconciler.desired import DesiredState, Unresolved
 from reconciler.digests import short
 from reconciler.engine import Engine, open_engine
 from reconciler.events import Observer
@@ -53,7 +53,10 @@ def _between(engine: Engine, base: str, head: str) -> Plan:
     def desired(revision: str) -> list[DesiredProject]:
         snapshot = engine.repo.read_snapshot(engine.repo.resolve(revision))
         found = state.of(snapshot, documents)
-        return [item.desired if isinstance(item, Declared) else item for item in found]
+        for item in found:
+            if isinstance(item, Unresolved):
+                raise item.error
+        return [item.desired if isinstance(item, Declared) else item for item in found if not isinstance(item, Unresolved)]
 
     before = {item.name: item for item in (desired(base) if base else [])}
     after = desired(head or engine.repo.desired_commit(engine.config.branch))

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reconciler.console import CycleConsole
-from reconciler.controller import Controller, CycleResult
+from reconciler.controller import Controller, Convergence
 from reconciler.engine import open_engine
 from reconciler.events import Observer
 from reconciler.execution import Ending
@@ -29,7 +29,7 @@ def reconcile_once(repo: Path, state: Path | None, console: Console, *, tries: i
     return 1 if bad or problems or not result.converged else 0
 
 
-def _show(console: Console, result: CycleResult) -> None:
+def _show(console: Console, result: Convergence) -> None:
     if not result.executions:
         console.print("Nothing to do: what runs is what is declared.")
     for name, execution in sorted(result.executions.items()):

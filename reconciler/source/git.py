@@ -40,9 +40,11 @@ class GitRepo:
         # Paths of the repo count from its top, also for a user who stands in a folder below it.
         self.path = (path / found[1]).resolve()
         self._snapshot: Snapshot | None = None
+        self.git_dir = Path(found[0])
         url = command.attempt(self.path, "config", "--get", f"remote.{REMOTE}.url")
         self.has_remote = url.code == 0
-        self.protocols = command.protocols(url.out.decode(errors="replace").strip())
+        self.remote_url = url.out.decode(errors="replace").strip() if self.has_remote else ""
+        self.protocols = command.protocols(self.remote_url)
 
     def fetch(self) -> None:
         """Fetch the remote's branches; without a remote this does nothing.

@@ -10,7 +10,7 @@ import errno
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,6 @@ MAX_LISTING = MAX_FILES * 400
 FETCH_SECONDS = 600
 MANAGERS = ("model_manager.py", "data_manager.py")
 DEPENDENCIES = ("conda.yaml", "conda.yml", "environment.yaml", "environment.yml", "requirements.txt", "pyproject.toml")
-_BATCH_CHECK = "--batch-check=%(objecttype) %(objectname)"
 _NO_REF = re.compile(r"couldn't find remote ref|not our ref|no such remote ref", re.IGNORECASE)
 
 
@@ -50,22 +49,6 @@ class MLRepos:
         self._repo = repo
         self._cache = cache.resolve()
         self._max_files, self._max_bytes = max_files, max_bytes
-        self._commit = ""
-        self._trees: dict[str, str] = {}
-
-    def look_up(self, places: Iterable[tuple[str, str]], snapshot: Snapshot) -> None:
-        """Find the trees of many (url, subdir) inside the GitOps repo with one command; `resolve` then takes them from memory."""
-        if self._commit != snapshot.commit:
-            self._commit, self._trees = snapshot.commit, {}
-        paths = {_path(url, subdir) for url, subdir in places if url.startswith("./")}
-        wanted = [path for path in sorted(paths - self._trees.keys()) if "\n" not in path]
-        feed = "".join(f"{snapshot.commit}:{path}\n" for path in wanted).encode()
-        out = (
-            command.run(self._repo.path, "cat-file", _BATCH_CHECK, "--buffer", stdin=feed, max_output=MAX_LISTING) if feed else b""
-        )
-        for path, line in zip(wanted, out.decode(errors="replace").splitlines(), strict=True):
-            kind, _, tree = line.partition(" ")
-            self._trees[path] = tree if kind == "tree" else ""
 
     def resolve(self, url: str, ref: str | None, subdir: str, snapshot: Snapshot) -> MLRepoRevision:
         """The revision behind a URL and ref, or behind a path of the GitOps repo at the snapshot's commit.
@@ -74,10 +57,8 @@ class MLRepos:
         the repo cannot be fetched, FL2025 when it has no such ref, FL2026 when it is empty.
         """
         if url.startswith("./"):
-            path = _path(url, subdir)
-            known = self._trees.get(path) if self._commit == snapshot.commit else None
-            tree = known or self._tree(self._repo.path, snapshot.commit, path, url)
-            return MLRepoRevision(url, snapshot.commit, tree, subdir)
+            path = "/".join(part for part in (url[2:].strip("/"), subdir) if part)
+            return MLRepoRevision(url, snapshot.commit, self._tree(self._repo.path, snapshot.commit, path, url), subdir)
         command.checked(url, "ml_repo_url")
         wanted = command.checked_ref(ref, "ml_repo_ref") if ref else "HEAD"
         mirror = self._mirror(url)
@@ -85,6 +66,25 @@ class MLRepos:
         with FileLock(f"{mirror}.lock"):
             commit = self._fetch(mirror, url, wanted)
         return MLRepoRevision(url, commit, self._tree(mirror, commit, subdir, url), subdir)
+
+    def trees_inside(self, objects: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str | SourceError]:
+        """The trees of folders of the GitOps repo: (commit or tree, path below it), with the whole path for people.
+
+        One question to Git for all of them; what is wrong with one is told for that one.
+        """
+        found: dict[tuple[str, str], str | SourceError] = {}
+        asked = []
+        for (root, path), shown_path in objects.items():
+            try:
+                asked.append((root, command.checked(path, "A path"), shown_path))
+            except SourceError as error:
+                found[root, path] = error
+        if asked:
+            feed = "".join(f"{root}:{path}\n" for root, path, _ in asked).encode()
+            out = command.run(self._repo.path, "cat-file", "--buffer", "--batch-check=%(objecttype) %(objectname)", stdin=feed)
+            for line, (root, path, shown_path) in zip(out.decode(errors="replace").split("\n"), asked, strict=False):
+                found[root, path] = _tree_of(line, root, shown_path, "this repo")
+        return found
 
     def checkout(self, revision: MLRepoRevision) -> Path:
         """The folder with this revision's files. Raises SourceError for what may not be in it or is missing."""
@@ -166,19 +166,21 @@ class MLRepos:
     @staticmethod
     def _tree(repo: Path, commit: str, path: str, url: str) -> str:
         feed = f"{commit}:{command.checked(path, 'A path')}\n".encode()
-        found = command.run(repo, "cat-file", _BATCH_CHECK, stdin=feed).decode(errors="replace").split()
-        if found[0] != "tree":
-            raise SourceError(
-                "FL2021",
-                f"There is no folder {shown(path) or '/'} at {commit[:12]} of {command.without_password(url)}.",
-                cure="Commit it, or correct ml_repo_url or ml_repo_subdir.",
-            )
-        return found[1]
+        found = _tree_of(
+            command.run(repo, "cat-file", "--batch-check=%(objecttype) %(objectname)", stdin=feed).decode(errors="replace"),
+            commit, path, command.without_password(url),
+        )  # fmt: skip
+        if isinstance(found, SourceError):
+            raise found
+        return found
 
 
-def _path(url: str, subdir: str) -> str:
-    """The folder inside the GitOps repo that a `./…` URL names."""
-    return "/".join(part for part in (url[2:].strip("/"), subdir) if part)
+def _tree_of(line: str, commit: str, path: str, whose: str) -> str | SourceError:
+    kind, _, found = line.strip().rpartition(" ")
+    if kind == "tree":
+        return found
+    cure = "Commit it, or correct ml_repo_url or ml_repo_subdir."
+    return SourceError("FL2021", f"There is no folder {shown(path) or '/'} at {commit[:12]} of {whose}.", cure=cure)
 
 
 def check_contract_files(folder: Path) -> None:

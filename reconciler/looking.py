@@ -1,0 +1,214 @@
+"""A look: fetch, declare, observe, plan – everything that is known of every project, and nothing changed by it.
+
+A look must cost what *changed*, not what exists: whatever follows from the same objects as last time is last time's object. So
+`View.changed` is all that anybody has to think about, and an idle look is a few Git processes and one pass over the names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from reconciler.desired import DesiredState, Found, Resolve, Unresolved
+from reconciler.engine import Engine
+from reconciler.errors import FlopsError, SourceError
+from reconciler.observe import (
+    Registries,
+    Versions,
+    needs_run,
+    observe_project,
+    observe_services,
+    observe_without_registry,
+)
+from reconciler.plan import Change, DesiredProject, ObservedProject, Plan, ProjectPlan, plan, plan_project
+from reconciler.runtimes.model import Service
+from reconciler.stages import Declared
+from reconciler.statusdoc import Document
+
+NOTHING: Document = {}
+
+
+@dataclass(slots=True, eq=False)
+class ProjectView:
+    """One project at one look; the same object as long as nothing of it changed but the commit that `declared` was read at.
+
+    `desired` is None when it is not declared any more and only its service is left; `declared` is None when the SLA is not valid.
+    `unreachable` says why the project could not be looked at; `asked` whether its runs had to be looked through.
+    """
+
+    name: str
+    desired: DesiredProject | None
+    declared: Declared | None
+    observed: ObservedProject
+    plan: ProjectPlan
+    document: Document
+    service: Service | None = None
+    versions: Versions = ()
+    unreachable: FlopsError | None = None
+    asked: int = 0
+
+    @property
+    def customer(self) -> str:
+        """The project's owner; empty when nothing says it."""
+        return self.desired.customer if self.desired else str(self.document.get("customer", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one look at the world gave; `changed` are the projects that differ from the last look or are new or gone."""
+
+    commit: str
+    projects: Mapping[str, ProjectView]
+    changed: frozenset[str]
+    services: int = 0
+    unreachable: Mapping[str, FlopsError] = field(default_factory=dict)
+    waiting: int = 0
+    """Projects that wait for something outside to be known, such as the revision of an ML repo."""
+
+    @property
+    def desired(self) -> Sequence[DesiredProject]:
+        """The declared projects, by name; those of which something is not known yet are left out."""
+        return [item.desired for item in self.projects.values() if item.desired is not None]
+
+    @property
+    def plan(self) -> Plan:
+        """The plans of all projects."""
+        return Plan(tuple(item.plan for _, item in sorted(self.projects.items())))
+
+
+class Looker:
+    """Looks at one GitOps repo and what belongs to it; keeps what it saw."""
+
+    def __init__(self, engine: Engine, resolve: Resolve | None = None) -> None:
+        self._engine = engine
+        self._desired = DesiredState(
+            engine.ml_repos, engine.catalog, resolve, engine.clock, allow_file_urls=engine.config.allow_file_urls
+        )
+        self._registries = Registries(engine.tracking_if_any, engine.registry_state)
+        self._views: dict[str, ProjectView] = {}
+        self.commit = ""
+
+    def look(self, documents: Mapping[str, Document], *, fetch: bool = True, complain: Callable[[FlopsError], None]) -> View:
+        """Look once. `complain` is told of what is wrong with the repo while the look goes on with what was fetched last.
+
+        Raises SourceError when there is nothing to go on with.
+        """
+        engine = self._engine
+        if fetch:
+            try:
+                engine.repo.fetch()
+            except SourceError as error:
+                # A remote that cannot be reached is not an empty repo.
+                complain(error)
+        try:
+            self.commit = engine.repo.desired_commit(engine.config.branch)
+        except SourceError as error:
+            if not self.commit:
+                raise
+            # A branch that is gone is no commit that removes every project: what was declared last is still wanted.
+            complain(error)
+        found = self._desired.of(engine.repo.read_snapshot(self.commit), documents)
+        unreachable = self._ask({_customer(item) for item in found} - {""})
+        services = observe_services(engine.runtime, engine.config.instance)
+        before, views = self._views, {}
+        for item in found:
+            name = _name(item)
+            views[name] = self._project(name, item, documents.get(name, NOTHING), services.get(name), unreachable)
+        for name in sorted(services.keys() - views.keys()):
+            views[name] = self._undeclared(name, documents.get(name, NOTHING), services[name])
+        changed = {name for name, item in views.items() if item is not before.get(name)} | (before.keys() - views.keys())
+        self._views = views
+        waiting = sum(1 for item in found if isinstance(item, Unresolved))
+        return View(self.commit, views, frozenset(changed), len(services), unreachable, waiting)
+
+    def _ask(self, customers: set[str]) -> dict[str, FlopsError]:
+        unreachable = {}
+        for customer in sorted(customers):
+            if error := self._registries.refresh(customer):
+                unreachable[customer] = error
+                self._engine.forget_tracking(customer)
+        self._registries.keep(customers)
+        return unreachable
+
+    def _project(
+        self,
+        name: str,
+        item: Found,
+        document: Document,
+        service: Service | None,
+        unreachable: dict[str, FlopsError],
+    ) -> ProjectView:
+        before = self._views.get(name)
+        customer = _customer(item)
+        if isinstance(item, Unresolved):
+            return self._unknown(name, None, None, document, service, item.error)
+        declared = item if isinstance(item, Declared) else None
+        desired = item.desired if isinstance(item, Declared) else item
+        if error := unreachable.get(customer):
+            return self._unknown(name, desired, declared, document, service, error)
+        versions = self._registries.versions(customer, name)
+        generation = self._registries.generation(customer)
+        if (
+            before is not None
+            and before.desired is desired
+            and before.versions is versions
+            and before.document is document
+            and before.unreachable is None
+            and before.service == service
+            and before.asked in (0, generation)
+        ):
+            before.declared = declared
+            return before
+        run, asked = None, 0
+        try:
+            if needs_run(desired, versions):
+                run, asked = self._registries.run(customer, name, desired.run_digest), generation
+        except FlopsError as error:
+            unreachable.setdefault(customer, error)
+            self._engine.forget_tracking(customer)
+            return self._unknown(name, desired, declared, document, service, error)
+        observed = observe_project(desired, document, versions, service, run)
+        if before is not None and before.desired is desired and before.document is document and before.observed == observed:
+            planned = before.plan
+        else:
+            planned = plan_project(desired, observed)
+        return ProjectView(name, desired, declared, observed, planned, document, service, versions, None, asked)
+
+    def _unknown(
+        self,
+        name: str,
+        desired: DesiredProject | None,
+        declared: Declared | None,
+        document: Document,
+        service: Service | None,
+        error: FlopsError,
+    ) -> ProjectView:
+        before = self._views.get(name)
+        if (
+            before is not None
+            and before.desired is desired
+            and before.document is document
+            and before.service == service
+            and before.unreachable is not None
+            and str(before.unreachable) == str(error)
+        ):
+            return before
+        observed = observe_without_registry(name, document, service, str(error))
+        planned = plan_project(desired, observed) if desired is not None else ProjectPlan(name, Change.UNKNOWN, str(error))
+        return ProjectView(name, desired, declared, observed, planned, document, service, (), error)
+
+    def _undeclared(self, name: str, document: Document, service: Service) -> ProjectView:
+        before = self._views.get(name)
+        if before is not None and before.desired is None and before.unreachable is None and before.service == service:
+            return before
+        observed = observe_without_registry(name, document, service)
+        planned = plan([], [observed]).projects[0]
+        return ProjectView(name, None, None, observed, planned, document, service)
+
+
+def _name(item: Found) -> str:
+    return item.desired.name if isinstance(item, Declared) else item.name
+
+
+def _customer(item: Found) -> str:
+    return item.desired.customer if isinstance(item, Declared) else item.customer

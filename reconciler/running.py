@@ -1,0 +1,63 @@
+"""Carrying out one project's plan with the real stages: what the loop hands to a worker.
+
+The loop knows an executor by its signature alone, so that benchmarks and the state machine of the tests run the same loop.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from reconciler.engine import Engine
+from reconciler.errors import FlopsError
+from reconciler.events import Observer
+from reconciler.execution import Ending, Execution, execute
+from reconciler.looking import ProjectView
+from reconciler.plan import Change
+from reconciler.stages import Work
+from reconciler.stages.deploy import service_name
+
+
+class Execute(Protocol):
+    """Does what a project's plan says; `cancelled` is asked between and within stages. Never raises."""
+
+    def __call__(self, view: ProjectView, cancelled: Callable[[], bool]) -> Execution: ...
+
+
+class StagesExecutor:
+    """Runs the stages of this engine."""
+
+    def __init__(self, engine: Engine, observer: Observer) -> None:
+        self._engine, self._observer = engine, observer
+
+    def __call__(self, view: ProjectView, cancelled: Callable[[], bool]) -> Execution:
+        """The whole plan of one project, to its end."""
+        item = view.plan
+
+        def tell(kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
+            self._observer.tell(item.name, kind, message, digest=item.run_digest, data=data)
+
+        tell("plan", f"{item.change}: {item.reason}")
+        if item.change is Change.PRUNE:
+            return self._prune(view)
+        if view.declared is None:
+            return Execution(Ending.STALLED, "the SLA is not valid")
+        work = Work(view.declared, self._engine.tools(), tell, cancelled)
+        known = {found.digest: found for found in view.versions}
+        work.version = known.get(item.run_digest)
+        work.in_service = known.get(view.service.labels.get("flops.digest", "")) if view.service else None
+        return execute(item, work, self._engine.journal, self._engine.budget)
+
+    def _prune(self, view: ProjectView) -> Execution:
+        intent = self._engine.journal.begin(view.name, "", "prune", "")
+        try:
+            self._engine.runtime.remove(service_name(view.name))
+        except (FlopsError, OSError) as error:
+            self._observer.tell(view.name, "traceback", "".join(traceback.format_exception(error)))
+            self._engine.journal.finish(intent, "failed", str(error), 0.0)
+            # What could not be removed stays in the inventory, so it is planned again.
+            return Execution(Ending.TRANSIENT, str(error), error=error if isinstance(error, FlopsError) else None)
+        self._engine.journal.finish(intent, "done", view.plan.reason, 0.0)
+        self._observer.tell(view.name, "pruned", view.plan.reason)
+        return Execution(Ending.DONE, view.plan.reason)
