@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from reconciler.errors import TrainingError, Where
 from reconciler.federation.runtime_version import mlruntime_dir
@@ -53,6 +53,13 @@ class TrainingJob:
     vcpus: int
     metric: str
     direction: Literal["max", "min"]
+
+
+class Link(Protocol):
+    """The way to learners that are not beside the aggregator: it inherits the pipe that `open` gives."""
+
+    def open(self) -> contextlib.AbstractContextManager[int]:
+        """The pipe's file descriptor, for as long as the run takes. Raises TrainingError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +105,26 @@ class TrainingEvent:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run_training(job: TrainingJob, *, on_event: Callable[[TrainingEvent], None], cancelled: Callable[[], bool]) -> TrainingResult:
+def run_training(
+    job: TrainingJob,
+    *,
+    on_event: Callable[[TrainingEvent], None],
+    cancelled: Callable[[], bool],
+    link: Link | None = None,
+) -> TrainingResult:
     """Trains, goes on with, or just returns a run. Raises TrainingError (FL50xx); never leaves a process behind.
 
-    `cancelled` is asked ten times a second; `on_event` is called in this thread, in order.
+    `cancelled` is asked ten times a second; `on_event` is called in this thread, in order. With a `link` the learners are those
+    that it leads to, and the job has no shards.
     """
     _prepare(job)
     if (done := read_result(job.run_dir, job.digest)) is not None:
         return done
-    with _child(job) as child:
-        error = child.watch(on_event, cancelled)
-    if error is not None:
-        raise error
+    with link.open() if link else contextlib.nullcontext() as pipe:
+        with _child(job, pipe) as child:
+            error = child.watch(on_event, cancelled)
+        if error is not None:
+            raise error
     result = read_result(job.run_dir, job.digest)
     if result is None:
         raise _died(child.returncode, job.run_dir)
@@ -170,10 +185,15 @@ def _plain(job: TrainingJob) -> dict[str, Any]:
 
 def child_environment(job: TrainingJob) -> dict[str, str]:
     """The whole environment of the child: nothing of the reconciler's own is passed on."""
-    threads = str(max(1, job.vcpus))
-    private = str(job.run_dir.resolve())
+    return child_variables(job.python, job.run_dir, job.vcpus)
+
+
+def child_variables(python: Path, private_dir: Path, vcpus: int) -> dict[str, str]:
+    """The environment of a process with this interpreter that may use `private_dir` as its own."""
+    threads = str(max(1, vcpus))
+    private = str(private_dir.resolve())
     return {
-        "PATH": f"{job.python.absolute().parent}:/usr/bin:/bin",
+        "PATH": f"{python.absolute().parent}:/usr/bin:/bin",
         "LANG": "C.UTF-8",
         "HOME": private,
         "TMPDIR": private,
@@ -195,8 +215,8 @@ def child_environment(job: TrainingJob) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _child(job: TrainingJob) -> Iterator[_Child]:
-    child = _Child(job)
+def _child(job: TrainingJob, pipe: int | None) -> Iterator[_Child]:
+    child = _Child(job, pipe)
     try:
         yield child
     finally:
@@ -206,21 +226,22 @@ def _child(job: TrainingJob) -> Iterator[_Child]:
 class _Child:
     """The aggregator process, its event pipe, its output, and the pipe whose end tells it that we are gone."""
 
-    def __init__(self, job: TrainingJob) -> None:
+    def __init__(self, job: TrainingJob, pipe: int | None) -> None:
         self._run_dir = job.run_dir
         self._events, events_write = os.pipe()
         life_read, self._life = os.pipe()
         self._output, output_write = os.pipe()
         arguments = [str(job.python), "-m", "flops_runtime", str(job.run_dir.resolve() / "job.json")]
+        inherited = () if pipe is None else (pipe,)
         try:
             self._process = subprocess.Popen(
-                [*arguments, str(events_write), str(life_read)],
+                [*arguments, str(events_write), str(life_read), *map(str, inherited)],
                 cwd=mlruntime_dir(),
                 env=child_environment(job),
                 stdin=subprocess.DEVNULL,
                 stdout=output_write,
                 stderr=subprocess.STDOUT,
-                pass_fds=(events_write, life_read),
+                pass_fds=(events_write, life_read, *inherited),
                 start_new_session=True,
             )
         except OSError as error:

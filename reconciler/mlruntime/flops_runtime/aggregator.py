@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,14 @@ def main(arguments: list[str]) -> int:
     """Trains the job of `run_dir/job.json`. Exit code 0: result.json is there; 3: the last event says what failed."""
     job_path, events_fd, life_fd = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     job: dict[str, Any] = json.loads(job_path.read_bytes())
+    link = int(arguments[3]) if len(arguments) > 3 else None
     run_dir = job_path.parent
     given = [*job["shards"], *([job["holdout"]] if job["holdout"] else [])]
     level = sandbox.enter([_OWN_DIR, Path(job["repo_dir"]), *map(Path, given)], [run_dir])
     threading.Thread(target=_die_with_reconciler, args=(life_fd,), name="life", daemon=True).start()
     events = Events(events_fd, int(job["rounds"]))
     try:
-        _train(job, run_dir, events, level)
+        _train(job, run_dir, events, level, link)
     except Failure as failure:
         events.tell("error", failure.cause, failure=failure.to_dict())
         return 3
@@ -64,7 +66,7 @@ class Events:
                 line = line[os.write(self._fd, line) :]
 
 
-def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str) -> None:
+def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str, link: int | None) -> None:
     started = time.monotonic()
     events.tell("sandbox", level)
     work = run_dir / "work"
@@ -80,9 +82,11 @@ def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str) -> No
     from flops_runtime.grid import EmbeddedGrid
     from flops_runtime.rounds import server_app
     from flops_runtime.strategies import make_strategy
+    from flops_runtime.superlink_grid import SuperLinkGrid
 
     _identify()
-    _check_numbers(job)
+    if link is None:
+        _check_numbers(job)
     strategy = make_strategy(
         job["strategy_name"],
         job["strategy_arguments"],
@@ -95,10 +99,14 @@ def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str) -> No
     resumed, _, _ = checkpoints.load(int(job["rounds"]))
     if resumed:
         events.tell("resumed", f"goes on after round {len(resumed)}", round=len(resumed))
-    grid = None
+    grid: EmbeddedGrid | SuperLinkGrid | None = None
     if len(resumed) < int(job["rounds"]):
-        grid = EmbeddedGrid(nursery, _specs(job, work), int(job["memory_mb"]), events.tell)
-        events.tell("started", f"{len(grid.learners)} learners, strategy {job['strategy_name']}")
+        if link is not None:
+            grid = SuperLinkGrid(Connection(link), int(job["min_available"]), events.tell)
+        else:
+            grid = EmbeddedGrid(nursery, _specs(job, work), int(job["memory_mb"]), events.tell)
+        where = "the nodes of a federation" if link is not None else f"{len(job['shards'])} learners"
+        events.tell("started", f"{where}, strategy {job['strategy_name']}")
     exporter = Exporter(nursery, job, work)
     if grid is not None:
         context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
