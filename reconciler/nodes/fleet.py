@@ -25,6 +25,7 @@ from flwr.supercore.date import now
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
@@ -32,7 +33,22 @@ from reconciler.nodes.keys import KeyPair, public_bytes
 
 HEARTBEAT_SECONDS = 10.0
 """Flower's shortest; a node that misses two is offline."""
+HOLD_SECONDS = 3.0
+HOLD_HEADER = "x-flops-hold"
 Sleep = Callable[[float], None]
+
+
+class Hold:
+    """Asks a SuperLink of ours to hold a question for messages until there is one; others do not know the header."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = str(seconds)
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Adds the header where it has a meaning."""
+        if context.rpc_method.endswith("/PullMessages"):
+            context.request.headers[HOLD_HEADER] = self._seconds
+        return call_next(context)
 
 
 class KeyRefusedError(Exception):
@@ -49,7 +65,7 @@ class Fleet:
     def __init__(self, address: str, keys: KeyPair, root_certificates: Path | None) -> None:
         self._public = public_bytes(keys[1])
         certificates = root_certificates.read_bytes() if root_certificates else None
-        interceptors = [RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(*keys)]
+        interceptors = [RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(*keys), Hold(HOLD_SECONDS)]
         self._client = FleetHttpClient.from_server_address(address, False, certificates, interceptors)
         self._node = Node()
         self._ended = threading.Event()

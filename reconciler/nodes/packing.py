@@ -2,7 +2,8 @@
 
 Flower's SuperLink keeps every array, record and chunk of a message as an object of its own and fetches each with a request:
 a dozen for a linear model. The content is therefore carried as bytes in one `ConfigRecord` (in parts of at most 8 MiB), which
-all nodes of a round share, beside a small one for what differs. What is inside is Flower's own `RecordDict`.
+all nodes of a round share, beside a small one for what differs; small contents are in that one. What is inside is Flower's own
+`RecordDict`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 
 HEAD = "flops"
 PART_BYTES = 8 << 20
+INLINE_BYTES = 64 << 10
+"""Below this a request less is worth more than what nodes could share."""
 FRAME_MESSAGE, FRAME_NOTE = b"M", b"N"
 """The first byte of what goes over the pipe to a process of an ML environment (`flops_runtime/wire.py`)."""
 Head = dict[str, int | float | str]
@@ -19,6 +22,8 @@ Head = dict[str, int | float | str]
 
 def pack(content: bytes, head: Head) -> RecordDict:
     """The records that carry a serialised content."""
+    if len(content) <= INLINE_BYTES:
+        return RecordDict({HEAD: ConfigRecord({**head, "parts": 0, "bytes": content})})
     starts = range(0, len(content), PART_BYTES)
     records = {HEAD: ConfigRecord({**head, "parts": len(starts)})}
     for number, start in enumerate(starts):
@@ -30,8 +35,10 @@ def unpack(records: RecordDict) -> tuple[bytes, Head]:
     """What `pack` was given. Raises ValueError for anything else."""
     try:
         head = dict(records[HEAD])
-        parts = [records[f"{HEAD}.{number}"]["bytes"] for number in range(int(head.pop("parts")))]
-        return b"".join(parts), head
+        count = int(head.pop("parts"))
+        if not count:
+            return bytes(head.pop("bytes")), head
+        return b"".join(records[f"{HEAD}.{number}"]["bytes"] for number in range(count)), head
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError("not a message of this federation") from error
 

@@ -25,10 +25,13 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from reconciler.errors import TrainingError
 from reconciler.nodes.fab import AppBundle
+from reconciler.nodes.fleet import Hold
 from reconciler.nodes.superlink_server import OPERATOR_HEADER
 
 DIGEST_KEY = "digest"
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+_HOLD = 0.3
+"""Seconds for which a question for replies is held; the aggregator's next message waits for it."""
 Sleep = Callable[[float], None]
 
 
@@ -177,7 +180,8 @@ class SuperLink:
 
     def runtime(self, token: str) -> RuntimeHttpClient:
         """Flower's Runtime API as the ServerApp that holds a token; to be closed."""
-        return RuntimeHttpClient.from_server_address(*self._where(), [*self._interceptors(), RuntimeTokenHttpInterceptor(token)])
+        interceptors = [*self._interceptors(), RuntimeTokenHttpInterceptor(token), Hold(_HOLD)]
+        return RuntimeHttpClient.from_server_address(*self._where(), interceptors)
 
 
 class _OperatorHeader:

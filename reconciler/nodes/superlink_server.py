@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import hmac
 import json
+import logging
 import sys
 import time
 from base64 import b64decode
@@ -34,8 +35,10 @@ def main() -> None:
     arguments = parser.parse_args()
     host, _, port = arguments.listen.rpartition(":")
     secret = Path("operator.secret").read_text(encoding="ascii").strip()
-    app = _superlink_app()
-    asyncio.run(_serve(app, host.strip("[]"), int(port), arguments.port, secret))
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # a line for each request would be megabytes a day
+    from reconciler.nodes.superlink_fast import FastCalls
+
+    asyncio.run(_serve(FastCalls(_superlink_app()), host.strip("[]"), int(port), arguments.port, secret))
 
 
 def _superlink_app() -> Any:

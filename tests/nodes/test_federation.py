@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.nodes.conftest import Federation
+from tests.nodes.kit import Federation
 
 
 def test_two_nodes_train_a_model(federation: Federation) -> None:
