@@ -215,6 +215,74 @@ def tracking(
     show_tracking(repo, state, customer)
 
 
+node_app = typer.Typer(help="This machine as a learner of a federation.", no_args_is_help=True)
+data_app = typer.Typer(help="The datasets of this machine, as a node of a federation.", no_args_is_help=True)
+app.add_typer(node_app, name="node")
+app.add_typer(data_app, name="data")
+NodeDir = Annotated[Path, typer.Option("--data", envvar="FLOPS_NODE_DATA", help="The node's own directory.")]
+NODE_DIR = Path("node")
+
+
+@node_app.command("keygen")
+def node_keygen(
+    file: Annotated[Path, typer.Argument(help="The private key's file; the public key goes beside it.")] = NODE_DIR / "node.key",
+) -> None:
+    """Make a key pair for a node."""
+    from reconciler.commands.nodes import make_key
+
+    make_key(file)
+
+
+@node_app.command("join")
+def node_join(
+    superlink: Annotated[str, typer.Option(help="HOST:PORT of the federation's SuperLink.")],
+    tags: Annotated[str, typer.Option(help="Tags of data that may be trained with, by commas.")],
+    data: NodeDir = NODE_DIR,
+    cluster: Annotated[str, typer.Option(help="The cluster that this node thinks it is in.")] = "",
+    root_certificates: Annotated[Path | None, typer.Option(help="The federation's certificate authority [the system's].")] = None,
+    key: Annotated[Path | None, typer.Option(help="The private key's file [DATA/node.key].")] = None,
+    partition_id: Annotated[int, typer.Option(help="Number of this learner among those that share the data.")] = 0,
+    num_partitions: Annotated[int, typer.Option(min=1, help="Learners that share the data.")] = 1,
+) -> None:
+    """Take part in a federation until interrupted, through every loss of the connection."""
+    from reconciler.commands.nodes import join
+
+    join(
+        superlink=superlink, data=data, tags=tags, cluster=cluster, root_certificates=root_certificates, key=key,
+        partition=(partition_id, num_partitions),
+    )  # fmt: skip
+
+
+@data_app.command("add")
+def data_add(
+    source: Annotated[Path, typer.Argument(help="A Parquet, Arrow or CSV file, or a directory of them.")],
+    tags: Annotated[str, typer.Option(help="Tags, by commas.")],
+    name: Annotated[str, typer.Option(help="The dataset's name [that of the file].")] = "",
+    test_fraction: Annotated[float, typer.Option(help="Share of the rows that no training sees.")] = 0.0,
+    data: NodeDir = NODE_DIR,
+) -> None:
+    """Take a dataset into this node's catalogue; one of the same name is replaced."""
+    from reconciler.commands.nodes import add_data
+
+    add_data(data, source, name, tags, test_fraction)
+
+
+@data_app.command("list")
+def data_list(data: NodeDir = NODE_DIR, output: Annotated[Output, typer.Option("-o", "--output")] = Output.TEXT) -> None:
+    """The datasets of this node. Nothing of it is told to anybody."""
+    from reconciler.commands.nodes import list_data
+
+    list_data(data, console, as_json=output is Output.JSON)
+
+
+@data_app.command("remove")
+def data_remove(name: Annotated[str, typer.Argument(help="A dataset.")], data: NodeDir = NODE_DIR) -> None:
+    """Take a dataset and its rows out."""
+    from reconciler.commands.nodes import remove_data
+
+    remove_data(data, name)
+
+
 @app.command()
 def images(
     project: Annotated[str, typer.Argument(help="A part of the names [all].")] = "",

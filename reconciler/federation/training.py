@@ -17,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -78,6 +79,13 @@ class ClusterShare:
     learners: int
 
 
+class Link(Protocol):
+    """The way to learners that are not beside the aggregator: it inherits the pipe that `open` gives."""
+
+    def open(self) -> contextlib.AbstractContextManager[int]:
+        """The pipe's file descriptor, for as long as the run takes. Raises TrainingError."""
+
+
 @dataclass(frozen=True, slots=True)
 class RoundResult:
     """One finished round, or cycle of a hierarchical training.
@@ -135,19 +143,22 @@ def run_training(
     on_event: Callable[[TrainingEvent], None],
     cancelled: Callable[[], bool],
     launch: Launch | None = None,
+    link: Link | None = None,
 ) -> TrainingResult:
     """Trains, goes on with, or just returns a run. Raises TrainingError (FL50xx); never leaves a process behind.
 
     `cancelled` is asked ten times a second; `on_event` is called in this thread, in order. `launch` starts the aggregator
-    somewhere else than in a process of the ML environment: see `containers.in_containers`.
+    somewhere else than in a process of the ML environment: see `containers.in_containers`. With a `link` the learners are those
+    that it leads to, and the job has no shards.
     """
     _prepare(job)
     if (done := read_result(job.run_dir, job.digest)) is not None:
         return done
-    with _child(job, launch or _Process) as child:
-        error = child.watch(on_event, cancelled)
-    if error is not None:
-        raise error
+    with link.open() if link else contextlib.nullcontext() as pipe:
+        with _child(job, launch or partial(_Process, link=pipe)) as child:
+            error = child.watch(on_event, cancelled)
+        if error is not None:
+            raise error
     result = read_result(job.run_dir, job.digest)
     if result is None:
         raise _died(child.returncode, job.run_dir)
@@ -268,17 +279,18 @@ class _Process:
 
     fault: TrainingError | None = None
 
-    def __init__(self, job: TrainingJob, events: int, life: int, output: int) -> None:
+    def __init__(self, job: TrainingJob, events: int, life: int, output: int, *, link: int | None = None) -> None:
         arguments = [str(job.python), "-m", "flops_runtime", str(job.run_dir.resolve() / "job.json")]
+        inherited = () if link is None else (link,)
         try:
             self._process = subprocess.Popen(
-                [*arguments, str(events), str(life)],
+                [*arguments, str(events), str(life), *(f"link={fd}" for fd in inherited)],
                 cwd=mlruntime_dir(),
                 env=child_environment(job),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                pass_fds=(events, life),
+                pass_fds=(events, life, *inherited),
                 start_new_session=True,
             )
         except OSError as error:

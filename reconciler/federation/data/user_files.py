@@ -65,14 +65,25 @@ def digest(directory: Path, tag: str, remembered: Path | None = None) -> str:
     return digest_of([[name, entry[0], entry[-1]] for name, entry in sorted(seen.items())])
 
 
+def read_file(path: Path, tag: str) -> Tables:
+    """The table of one data file; raises DataError naming the column that does not fit."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError("FL4010", f"{path.name} is not a data file.", cure=f"Known endings: {', '.join(SUFFIXES)}.")
+    return _tables([_part(path, path.parent)], [], tag)
+
+
 def read_directory(directory: Path, tag: str) -> Tables:
     """The tables of an operator's directory; raises DataError naming the file and the column that do not fit."""
     files = _files(directory, tag)
     held_out = [path for path in files if _is_held_out(path.relative_to(directory))]
     train = [path for path in files if path not in held_out]
+    return _tables([_part(path, directory) for path in train], [_part(path, directory) for path in held_out], tag)
+
+
+def _tables(train: Sequence[columns.Part], held_out: Sequence[columns.Part], tag: str) -> Tables:
     try:
-        parts = [columns.plain(_part(path, directory)) for path in train]
-        held_out_parts = [columns.plain(_part(path, directory)) for path in held_out]
+        parts = [columns.plain(part) for part in train]
+        held_out_parts = [columns.plain(part) for part in held_out]
     except columns.MisfitError as misfit:
         raise DataError(
             "FL4013",

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ _OWN_DIR = Path(__file__).resolve().parent.parent
 def main(arguments: list[str]) -> int:
     """Trains the job of `run_dir/job.json`. Exit code 0: result.json is there; 3: the last event says what failed."""
     job_path, events_fd, life_fd = Path(arguments[0]), int(arguments[1]), int(arguments[2])
-    ordered = int(arguments[3]) if len(arguments) > 3 else None  # where processes are ordered that we may not start ourselves
+    # `ordered`: where processes are ordered that we may not start ourselves; `link`: the way to nodes elsewhere.
+    given_fds = {name: int(fd) for name, _, fd in (argument.partition("=") for argument in arguments[3:])}
     job: dict[str, Any] = json.loads(job_path.read_bytes())
     run_dir = job_path.parent
     given = [*job["shards"], *([job["holdout"]] if job["holdout"] else [])]
@@ -37,7 +39,7 @@ def main(arguments: list[str]) -> int:
     threading.Thread(target=_die_with_reconciler, args=(life_fd,), name="life", daemon=True).start()
     events = Events(events_fd, int(job["cycles"] if job.get("clusters") else job["rounds"]))
     try:
-        _train(job, run_dir, events, level, ordered)
+        _train(job, run_dir, events, level, given_fds)
     except Failure as failure:
         events.tell("error", failure.cause, failure=failure.to_dict())
         return 3
@@ -65,7 +67,7 @@ class Events:
                 line = line[os.write(self._fd, line) :]
 
 
-def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str, ordered: int | None) -> None:
+def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str, given_fds: dict[str, int]) -> None:
     started = time.monotonic()
     events.tell("sandbox", level)
     work = run_dir / "work"
@@ -75,7 +77,7 @@ def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str, order
 
     hierarchical, simulated = bool(job.get("clusters")), job.get("simulation")
     preload = ["flops_runtime.cluster"] if hierarchical else []
-    nursery = Nursery(job["flavor"], preload) if ordered is None else OrderedNursery(ordered)
+    nursery = OrderedNursery(given_fds["ordered"]) if "ordered" in given_fds else Nursery(job["flavor"], preload)
     from flwr.app import Context, RecordDict
 
     from flops_runtime import hierarchy, rounds, strategies, virtual
@@ -83,27 +85,35 @@ def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str, order
     from flops_runtime.exporting import Exporter
     from flops_runtime.grid import EmbeddedGrid
     from flops_runtime.identity import set_identity
+    from flops_runtime.superlink_grid import SuperLinkGrid
 
     set_identity()
-    _check_numbers(job)
+    link = given_fds.get("link")
+    if link is None:
+        _check_numbers(job)
     loop = hierarchy.root_loop(job) if hierarchical else rounds.loop_of(job)
-    strategy = strategies.of_job(job, len(job["shards"]))  # of clusters too: wrong arguments are told before any process starts
+    # Of clusters too: wrong arguments are told before any process starts.
+    strategy = strategies.of_job(job, len(job["shards"]) or int(job["min_available"]))
     checkpoints = Checkpoints(run_dir / "rounds")
     resumed, _, _ = checkpoints.load(loop.rounds)
     if resumed:
         events.tell("resumed", f"goes on after {loop.noun} {len(resumed)}", round=len(resumed))
-    grid = None
+    grid: EmbeddedGrid | SuperLinkGrid | None = None
     specs = _specs(job, work)
     if not rounds.finished(resumed, loop.rounds, loop.early_stop):
+        nodes = f"{len(specs)} learners"
         if hierarchical:
             strategy = strategies.of_root(job)
             grid = hierarchy.root_grid(job, nursery, run_dir, work, specs, events.tell)
+            nodes = f"{len(grid.learners)} clusters"
         elif simulated:
             hosts = virtual.host_specs(specs, int(simulated["processes"]), work, int(job["memory_mb"]))
             grid = EmbeddedGrid(nursery, hosts, int(job["memory_mb"]), events.tell, role="virtual")
+        elif link is not None:
+            grid = SuperLinkGrid(Connection(link), int(job["min_available"]), events.tell)
+            nodes = "the nodes of a federation"
         else:
             grid = EmbeddedGrid(nursery, specs, int(job["memory_mb"]), events.tell)
-        nodes = f"{len(grid.learners)} {'clusters' if hierarchical else 'learners'}"
         events.tell("started", f"{nodes}, strategy {job['strategy_name']}")
     exporter = Exporter(nursery, job, work)
     if grid is not None:

@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> int:
     if order["role"] == "aggregator":
         from flops_runtime.aggregator import main as aggregate
 
-        return aggregate([order["job"], *map(str, fds)])
+        events, life, ordered = fds
+        return aggregate([order["job"], str(events), str(life), f"ordered={ordered}"])
     threading.Thread(target=_end_with, args=(fds[0],), name="life", daemon=True).start()
     module = importlib.import_module(f"flops_runtime.{order['role']}")
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # then there is nobody left to tell

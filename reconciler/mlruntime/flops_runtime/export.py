@@ -35,7 +35,7 @@ def run(connection: Connection, spec: dict[str, Any]) -> None:
     """The exporting process, from its birth to its answer."""
     repo, work = Path(spec["repo_dir"]), Path(spec["work_dir"])
     prepare_process(work, repo, spec["data"], [path for path in sys.path if path])
-    sandbox.enter([repo, RUNTIME_DIR, Path(spec["data"])], [work])
+    sandbox.enter([repo, RUNTIME_DIR, *([Path(spec["data"])] if spec["data"] else [])], [work])
     warm = _Warmth(spec, repo, work)
     order = wire.receive(connection)
     if not isinstance(order, dict):
@@ -67,7 +67,8 @@ class _Warmth:
         try:
             seed_everything(self._spec["seed"], "export")
             contract = ModelContract(self._repo, self._work)
-            contract.set_data()
+            if self._spec["data"]:
+                contract.set_data()
             self.contract = contract
             for name in ("mlflow.models", "mlflow.pyfunc", f"mlflow.{_flavor(self._spec)}"):
                 importlib.import_module(name)
@@ -90,7 +91,7 @@ def _export(contract: ModelContract, spec: dict[str, Any], parameters: Path, rep
     with np.load(parameters, allow_pickle=False) as archive:
         contract.set_parameters([archive[name] for name in archive.files])
     model = contract.model()
-    pairs = find_pairs(contract.manager, lambda inputs: _accepts(flavor, model, inputs))
+    pairs = find_pairs(contract.manager, lambda inputs: _accepts(flavor, model, inputs)) if spec["data"] else []
     if not spec["is_holdout"]:
         pairs = test_part(pairs)
     pairs = [pair for pair in pairs if pair.inputs.shape[1:] == pairs[0].inputs.shape[1:]]

@@ -28,7 +28,8 @@ class Exporter:
         spec = {
             "repo_dir": job["repo_dir"],
             "work_dir": str(self._work),
-            "data": job["holdout"] or job["shards"][0],
+            # Nodes keep their data: without a held-out set of the operator the model is written without samples.
+            "data": job["holdout"] or next(iter(job["shards"]), ""),
             "is_holdout": bool(job["holdout"]),
             "flavor": job["flavor"],
             "seed": job["seed"],

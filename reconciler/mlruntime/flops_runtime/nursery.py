@@ -92,9 +92,6 @@ class Nursery:
                 socket.send_fds(self._socket, [b"fork"], [theirs.fileno(), order])
         finally:
             os.close(order)
-        return self._started(ours)
-
-    def _started(self, ours: socket.socket) -> tuple[int, Connection]:
         while True:
             answer = self._receive()
             if "pid" in answer:
@@ -151,13 +148,6 @@ class OrderedNursery(Nursery):
 
     def __init__(self, fd: int) -> None:
         self._own(socket.socket(fileno=fd))
-
-    def fork(self, role: str, spec: dict[str, Any]) -> tuple[int, Connection]:
-        """Orders one child: the other end reads the order from the message itself."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(self._socket, [json.dumps({"role": role, "spec": spec}).encode()], [theirs.fileno()])
-        return self._started(ours)
 
     def exit_status(self, pid: int, timeout: float = 15.0) -> int | None:
         """As ever, but later: an engine tells of a container's end after the container has hung up."""

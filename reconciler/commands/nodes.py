@@ -1,0 +1,101 @@
+"""`flops node`, `flops data`, `flops nodes`."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from reconciler.engine import cache_directory
+from reconciler.environments import EnvironmentStore
+from reconciler.errors import TrainingError
+from reconciler.nodes import keys
+from reconciler.nodes.data import NodeData
+
+
+def make_key(file: Path) -> None:
+    """Make a node's key pair and print what goes into `nodes/<name>.yaml`."""
+    public = keys.generate(file)
+    print(f"Wrote {file} (keep it secret) and {keys.public_file(file)}.")
+    print("For nodes/<name>.yaml in the GitOps repo:\n")
+    print("public_key: |")
+    print("".join(f"  {line}\n" for line in keys.public_bytes(public).decode().splitlines()), end="")
+    print(f"\nFingerprint: {keys.fingerprint(keys.public_bytes(public))}")
+
+
+def join(
+    *,
+    superlink: str,
+    data: Path,
+    tags: str,
+    cluster: str,
+    root_certificates: Path | None,
+    key: Path | None,
+    partition: tuple[int, int],
+) -> None:
+    """Take part in a federation until interrupted."""
+    from reconciler.nodes.node import Node, NodeSettings
+
+    number, count = partition
+    if not 0 <= number < count:
+        raise TrainingError("FL5812", f"There is no partition {number} of {count}.", cure="Count from 0 to the number less one.")
+    host, _, port = superlink.rpartition(":")
+    if not host or not port.isdigit():
+        raise TrainingError("FL5812", f"{superlink[:100]!r} is no HOST:PORT.", cure="Write the address of the SuperLink.")
+    if root_certificates is not None and not root_certificates.is_file():
+        raise TrainingError("FL5809", f"There is no file {root_certificates}.", cure="Get it from the federation's operator.")
+    pair = keys.read(key or data / "node.key")
+    work = data / f"work-{number}-of-{count}"
+    settings = NodeSettings(
+        superlink=superlink,
+        data_dir=data,
+        work_dir=work,
+        tags=tuple(sorted({tag for tag in tags.split(",") if tag})),
+        cluster=cluster,
+        root_certificates=root_certificates,
+        partition=number,
+        partitions=count,
+    )
+    for name in ("httpx", "flwr"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+    def tell(kind: str, text: str) -> None:
+        print(f"{kind}: {text}", file=sys.stderr, flush=True)
+
+    node = Node(settings, pair, EnvironmentStore(cache_directory() / "environments"), tell)
+    for number_of_signal in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number_of_signal, lambda *_: node.stop())
+    tell("node", f"key {keys.fingerprint(keys.public_bytes(pair[1]))}, tags {', '.join(settings.tags) or 'none'}")
+    node.run()
+
+
+def add_data(data: Path, source: Path, name: str, tags: str, test_fraction: float) -> None:
+    """Take a dataset into the node's catalogue."""
+    wanted = [tag for tag in tags.split(",") if tag]
+    dataset = NodeData(data).add(source, name=name or source.stem, tags=wanted, test_fraction=test_fraction)
+    held_out = f" and {dataset.test_rows:,} held out" if dataset.test_rows else ""
+    print(f"{dataset.name}: {dataset.rows:,} rows{held_out}, tags {', '.join(dataset.tags)}, digest {dataset.digest[:12]}")
+
+
+def list_data(data: Path, console: Console, *, as_json: bool) -> None:
+    """Show the node's catalogue, with the statistics that never leave it."""
+    found = NodeData(data).list()
+    if as_json:
+        print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+        return
+    table = Table("dataset", "tags", "rows", "held out", "columns")
+    for dataset in found:
+        columns = ", ".join(f"{name} {kind}" for name, kind in list(dataset.columns.items())[:8])
+        table.add_row(dataset.name, ", ".join(dataset.tags), f"{dataset.rows:,}", f"{dataset.test_rows:,}", columns)
+    console.print(table)
+
+
+def remove_data(data: Path, name: str) -> None:
+    """Take a dataset and its rows out of the node's catalogue."""
+    NodeData(data).remove(name)
+    print(f"removed {name}")

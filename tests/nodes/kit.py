@@ -1,0 +1,199 @@
+"""Real federations on this machine: Flower's SuperLink over TLS, nodes as the processes that `flops node join` starts."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from reconciler.digests import digest_of
+from reconciler.federation.training import TrainingEvent, TrainingJob, TrainingResult, run_training
+from reconciler.nodes import certificates, fab, keys, superlink_server
+from reconciler.nodes.data import NodeData
+from reconciler.nodes.relay import Candidate, Relay
+from reconciler.nodes.superlink import Access, SuperLink
+
+REPO = Path(__file__).parent.parent / "federation" / "repos" / "digits"
+LOCK = ("3.11", "numpy==0 # the environment of the tests\n")
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 60.0, every: float = 0.05) -> Any:
+    """What the condition gives once it holds."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(every)
+    return found
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+def write_rows(path: Path, rows: int, seed: int) -> Path:
+    """Three blobs in eight dimensions, as Parquet."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, rows)
+    x = np.random.default_rng(0).normal(0, 1.2, (3, 8))[labels] + random.normal(0, 1, (rows, 8))
+    pa.parquet.write_table(pa.table({"x": x.tolist(), "y": labels}), path)
+    return path
+
+
+@dataclass
+class Process:
+    """A process of the test, in a network namespace or not, with its log."""
+
+    command: list[str]
+    log: Path
+    cwd: Path
+    env: dict[str, str]
+    netns: str = ""
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Process:
+        prefix = ["ip", "netns", "exec", self.netns] if self.netns else []
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*prefix, *self.command], cwd=self.cwd, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+            self.process.wait(30)
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.is_file() else ""
+
+
+@dataclass
+class Federation:
+    """A SuperLink and its nodes. `listen` is what nodes connect to."""
+
+    root: Path
+    host: str = "127.0.0.1"
+    netns: str = ""
+    port: int = field(default_factory=free_port)
+    operator_port: int = field(default_factory=free_port)
+    nodes: dict[str, Process] = field(default_factory=dict)
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    allowed: dict[str, bytes] = field(default_factory=dict)
+    events: list[TrainingEvent] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder = self.root / "superlink"
+        certificates.ensure(self.folder, [self.host, "localhost"], datetime.datetime.now(datetime.UTC))
+        self.secret = secrets.token_urlsafe(32)
+        (self.folder / "operator.secret").write_text(self.secret)
+        script = str(Path(superlink_server.__file__))
+        self.server = Process(
+            [sys.executable, "-P", script, "--listen", f"{self.host}:{self.port}", "--port", str(self.operator_port)],
+            self.root / "superlink.log", self.folder, self._env(), self.netns,
+        )  # fmt: skip
+        environment = self.root / "cache" / "environments" / "envs" / digest_of(list(LOCK))[:32]
+        (environment / "bin").mkdir(parents=True)
+        (environment / ".complete").write_text("")
+        # The environment of the tests' lock is the one that the tests run in.
+        (environment / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (environment / "bin" / "python").chmod(0o755)
+
+    def _env(self) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("PATH", "LANG", "HOME", "TMPDIR") if name in os.environ}
+        return {**kept, "FLWR_TELEMETRY_ENABLED": "0", "FLOPS_CACHE": str(self.root / "cache"), "PYTHONUNBUFFERED": "1"}
+
+    def start(self) -> Federation:
+        self.server.start()
+        eventually(self.healthy)
+        return self
+
+    def healthy(self) -> bool:
+        assert self.server.process is not None
+        assert self.server.process.poll() is None, self.server.said()
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.operator_port}/health").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def superlink(self) -> SuperLink:
+        return SuperLink(Access(f"127.0.0.1:{self.operator_port}", self.secret, insecure=True))
+
+    def node(
+        self, name: str, *, tags: str = "blobs", rows: int = 200, allow: bool = True, seed: int | None = None, netns: str = "",
+        declared_tags: Sequence[str] | None = None, data: Path | None = None, partition: tuple[int, int] = (0, 1),
+    ) -> Process:  # fmt: skip
+        """A node with its own key and data; allowed and declared for its tags unless it is not to be."""
+        folder = self.root / name
+        folder.mkdir()
+        public = keys.public_bytes(keys.generate(folder / "node.key"))
+        place = data or folder / "data"
+        if data is None:
+            source = write_rows(folder / "rows.parquet", rows, seed if seed is not None else len(self.nodes) + 1)
+            NodeData(place).add(source, name="rows", tags=tags.split(","))
+        if allow:
+            self.allowed[name] = public
+            if set(declared_tags if declared_tags is not None else tags.split(",")) & {"blobs"}:
+                self.candidates[name] = Candidate(name, "", public)
+        self.nodes[name] = Process(
+            [
+                sys.executable, "-m", "reconciler.cli", "node", "join", "--superlink", f"{self.host}:{self.port}",
+                "--data", str(place), "--tags", tags, "--root-certificates", str(self.folder / "ca.pem"),
+                "--key", str(folder / "node.key"), "--partition-id", str(partition[0]), "--num-partitions", str(partition[1]),
+            ],
+            folder / "node.log", folder, self._env(), netns,
+        )  # fmt: skip
+        return self.nodes[name]
+
+    def relay(self, digest: str = "cd" * 32, repo: Path = REPO, setup: float = 120.0) -> Relay:
+        spec = fab.LearnerSpec(digest, "digits", "sklearn", 1, ("blobs",), 200, 1, setup, *LOCK)
+        record = self.root / "runs" / f"{digest}.json"
+        return Relay(self.superlink(), list(self.candidates.values()), self.allowed, fab.build(repo, spec), digest, record)
+
+    def job(self, nodes: int, **changes: Any) -> TrainingJob:
+        values: dict[str, Any] = {
+            "project": "digits", "digest": "cd" * 32, "customer": "me", "repo_dir": REPO, "python": Path(sys.executable),
+            "shards": (), "holdout": None, "run_dir": self.root / "run", "flavor": "sklearn", "rounds": 3, "seed": 1,
+            "min_available": nodes, "min_fit": nodes, "min_evaluate": nodes, "fraction_fit": 1.0, "strategy_name": "fedavg",
+            "strategy_arguments": {}, "round_timeout": 60.0, "memory_mb": 200, "vcpus": 1, "metric": "accuracy",
+            "direction": "max",
+        }  # fmt: skip
+        return TrainingJob(**{**values, **changes})
+
+    def train(
+        self, nodes: int, on_event: Callable[[TrainingEvent], None] = lambda _: None, relay: Relay | None = None, **changes: Any
+    ) -> TrainingResult:
+        def both(event: TrainingEvent) -> None:
+            self.events.append(event)
+            on_event(event)
+
+        return run_training(self.job(nodes, **changes), on_event=both, cancelled=lambda: False, link=relay or self.relay())
+
+    def kinds(self) -> list[str]:
+        return [event.kind for event in self.events]
+
+    def stop(self) -> None:
+        for process in [*self.nodes.values(), self.server]:
+            process.kill(signal.SIGTERM if process is not self.server else signal.SIGKILL)
