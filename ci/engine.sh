@@ -104,7 +104,9 @@ stop() {
     done
   fi
   ip link del "$bridge" 2>/dev/null || true
-  rm -rf "$run" "$dir"
+  # Mounts are left only by a daemon that was killed.
+  awk -v data="$dir/" -v run="$run/" 'index($2, data) == 1 || index($2, run) == 1 { print $2 }' /proc/mounts | sort -r | xargs -r umount -l
+  rm -rf --one-file-system "$run" "$dir"
 }
 
 case ${1:-} in

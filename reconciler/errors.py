@@ -58,7 +58,6 @@ CODES: dict[str, str] = {
     "FL1036": "a Git repo of the reconciler's own machine",
     "FL1041": "a build plan whose name and kind differ",
     "FL1042": "a base image that the operator does not allow",
-    "FL1043": "a build by an engine that the operator does not allow",
     "FL1044": "a build plan that is of no kind",
     # --- FL2xxx source
     "FL2001": "a Git command failed",

@@ -45,7 +45,8 @@ class ImageRequest:
     """Everything that determines an image. `content` is the ML repo's folder, or the model bundle's for inference.
 
     `created` is the commit's time in seconds since 1970; `source` and `revision` say where the content came from; `version` is the
-    project's digest. `labels` go into the configuration, `name` is the tag in the store (none when it is empty).
+    project's digest, `title` its name: the inference server tells both. `labels` go into the configuration, `name` is the tag in
+    the store (none when it is empty).
     """
 
     plan: BuildPlan
@@ -196,7 +197,7 @@ def _of_base(request: ImageRequest, base: BaseImage, layout: Layout, records: Re
         raise ImageError(
             "FL6122",
             f"The base image {request.base} has musl as its C library; wheels for manylinux need glibc.",
-            cure="Choose one with glibc, such as python:{python}-slim instead of -alpine.",
+            cure="Choose one with glibc: Debian's `slim` instead of `alpine`.",
         )
     if python is None:
         has = ", ".join(sorted({item.rsplit("/", 1)[1].removeprefix("python") for item in contents.pythons})) or "none"
@@ -245,7 +246,14 @@ def _manifest(request: ImageRequest, platform: Platform, found: _Foundation, lay
     history = [History(layer.title, layer.diff_id) for layer in layers]
     labels = {**request.labels, **_about(request)}
     config = image_config(
-        request.plan, platform, found.config, base.diff_ids if base else (), history, labels=labels, created=request.created
+        request.plan,
+        platform,
+        found.config,
+        base.diff_ids if base else (),
+        history,
+        labels=labels,
+        created=request.created,
+        about={name: text for name, text in (("FLOPS_PROJECT", request.title), ("FLOPS_DIGEST", request.version)) if text},
     )
     described = layout.add_json(config, CONFIG)
     annotations = _about(request)

@@ -20,7 +20,6 @@ from reconciler.images.model import INDEXES, LAYER_GZIP, LAYER_TAR, LAYER_ZSTD, 
 from reconciler.images.records import Records
 from reconciler.images.reference import Reference
 from reconciler.images.registry import Registry
-from reconciler.images.rootfs import find_python
 
 Connect = Callable[[str], Registry]
 """A registry's client by its host."""
@@ -35,8 +34,7 @@ _DOCKER_LAYERS = {
 class BaseImage:
     """One platform of a base image. `layers` are compressed, `diff_ids` the digests of their tars, both from the bottom up.
 
-    `python` is the version of the interpreter in it, as `3.11`, or None. `by_reference` is where layers are that are not in the
-    store; None when they all are.
+    `by_reference` is where layers are that are not in the store; None when they all are.
     """
 
     platform: Platform
@@ -44,7 +42,6 @@ class BaseImage:
     config: Mapping[str, Any] = field(hash=False)
     layers: tuple[Descriptor, ...]
     diff_ids: tuple[str, ...]
-    python: str | None
     by_reference: Reference | None = None
 
 
@@ -59,7 +56,7 @@ def resolve_base(
     with ExitStack() as stack:
         source = _source(reference, layout, records, connect, stack)
         index = source.top()
-        return {str(platform): _resolve(source, reference, index, platform, layout, records, connect) for platform in platforms}
+        return {str(platform): _resolve(source, reference, index, platform, layout) for platform in platforms}
 
 
 def fetch_layers(base: BaseImage, layout: Layout, *, connect: Connect = Registry) -> None:
@@ -92,9 +89,7 @@ def _source(reference: str, layout: Layout, records: Records, connect: Connect, 
     return RegistrySource(image, layout, stack.enter_context(connect(image.host)))
 
 
-def _resolve(
-    source: Source, reference: str, top: Descriptor, wanted: Platform, layout: Layout, records: Records, connect: Connect
-) -> BaseImage:  # fmt: skip
+def _resolve(source: Source, reference: str, top: Descriptor, wanted: Platform, layout: Layout) -> BaseImage:
     manifest = _choose(source, reference, top, wanted, layout)
     content = layout.read_json(manifest.digest)
     described = Descriptor.from_dict(content.get("config"))
@@ -108,8 +103,7 @@ def _resolve(
     if len(layers) != len(diff_ids):
         raise ImageError("FL6103", f"The base image {reference} has other layers than it says.", cure="Push that image again.")
     source.large(layers)
-    base = BaseImage(wanted, manifest, config, layers, diff_ids, None, source.by_reference)
-    return BaseImage(wanted, manifest, config, layers, diff_ids, _python(base, layout, records, connect), source.by_reference)
+    return BaseImage(wanted, manifest, config, layers, diff_ids, source.by_reference)
 
 
 def _choose(source: Source, reference: str, top: Descriptor, wanted: Platform, layout: Layout) -> Descriptor:
@@ -134,20 +128,6 @@ def _layer(layer: Descriptor, reference: str) -> Descriptor:
             cure="Use one with ordinary layers.",
         )
     return Descriptor(media_type, layer.digest, layer.size)
-
-
-def _python(base: BaseImage, layout: Layout, records: Records, connect: Connect) -> str | None:
-    """From the variable that Python's own images have, else from the files; looked for once per image."""
-    for item in (base.config.get("config") or {}).get("Env") or []:
-        if found := re.fullmatch(r"PYTHON_VERSION=(\d+\.\d+)(\..*)?", str(item)):
-            return found[1]
-
-    def look() -> dict[str, Any]:
-        fetch_layers(base, layout, connect=connect)
-        return {"python": find_python(layout, base.layers)}
-
-    version = records.fact(["python", [layer.digest for layer in base.layers]], look)["python"]
-    return str(version) if version else None
 
 
 def _lacks(reference: str, wanted: Platform, has: Sequence[Platform]) -> ImageError:

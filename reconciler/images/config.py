@@ -40,9 +40,9 @@ class History:
 
 def image_config(
     plan: BuildPlan, platform: Platform, base: Mapping[str, Any], base_diff_ids: Sequence[str], history: Sequence[History], *,
-    labels: Mapping[str, str], created: int,
+    labels: Mapping[str, str], created: int, about: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
-    """The OCI image configuration. `created` is in seconds since 1970."""
+    """The OCI image configuration. `created` is in seconds since 1970; `about` are variables that say what the image is."""
     inherited = dict(base.get("config") or {})
     # What the base starts, and how it is checked, is not what this image does.
     for name in ("Entrypoint", "Cmd", "Healthcheck", "OnBuild", "ArgsEscaped", "Image", "Hostname", "Domainname"):
@@ -50,7 +50,7 @@ def image_config(
     config: dict[str, Any] = {
         **inherited,
         "Entrypoint": plan.command,
-        "Env": _environment(inherited.get("Env") or [], plan),
+        "Env": _environment(inherited.get("Env") or [], plan, about),
         "Labels": dict(sorted({**(inherited.get("Labels") or {}), **plan.labels, **labels}.items())),
         "StopSignal": "SIGTERM",
         "User": plan.user,
@@ -88,7 +88,7 @@ def rfc3339(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _environment(base: Sequence[str], plan: BuildPlan) -> list[str]:
+def _environment(base: Sequence[str], plan: BuildPlan, about: Mapping[str, str]) -> list[str]:
     found = dict(str(item).partition("=")[::2] for item in base)
     found["PATH"] = f"/{BIN}:/{SITE}/bin:{found.get('PATH') or _PATH}"
     found |= {
@@ -102,4 +102,4 @@ def _environment(base: Sequence[str], plan: BuildPlan) -> list[str]:
         "LANG": "C.UTF-8",
         **QUIET,
     }
-    return [f"{name}={text}" for name, text in {**found, **plan.environment}.items()]
+    return [f"{name}={text}" for name, text in {**found, **plan.environment, **about}.items()]

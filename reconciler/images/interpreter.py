@@ -63,7 +63,7 @@ def interpreter_layer(version: str, wanted: Platform, records: Records, compress
         raise ImageError(
             "FL6125",
             f"Without a base image there is this machine's Python alone; it is one for {host_platform()}, not for {wanted}.",
-            cure="Set images.default_base in flops.yaml, or base_image in the build plan, to one such as python:{python}-slim.",
+            cure="Set images.default_base in flops.yaml, or base_image in the plan, to an image for that platform too.",
         )
     found = _find(version)
     executable = Path(found["executable"])

@@ -28,7 +28,7 @@ def install_error(said: str, platform: str, missing: Sequence[str]) -> ImageErro
         return ImageError(
             "FL6110",
             f"There is no wheel for {platform} of {', '.join(sorted(missing))}.",
-            cure="Choose versions that have one, leave the platform out of supported_platforms, or set allow_engine_build.",
+            cure="Choose versions that have one, or leave the platform out of supported_platforms.",
         )
     if "No space left" in said or "os error 28" in said:
         return disk_error(OSError(28, "No space left on device"))

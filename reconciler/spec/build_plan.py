@@ -31,8 +31,10 @@ _ENTRY: Final[Mapping[str, list[str]]] = {
     "inference": ["python", "-m", "flops_runtime.serve", "--model", "/model", "--host", "0.0.0.0", "--port", str(PORT)],  # noqa: S104
 }
 _OURS = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT")
+_PART = r"[A-Za-z0-9._{][A-Za-z0-9._:{}-]*"
 _REFERENCE = re.compile(
-    r"(oci:/?|docker-daemon:|docker://)?[A-Za-z0-9._{][A-Za-z0-9._:{}-]*(/[A-Za-z0-9._:{}-]+)*(@sha256:[0-9a-f]{64})?"
+    rf"(oci:/?{_PART}(/{_PART})*|docker-daemon:{_PART}(/{_PART})*"
+    rf"|(docker://)?(localhost|[A-Za-z0-9][A-Za-z0-9-]*[.:][A-Za-z0-9.:-]*)(/{_PART})+)(@sha256:[0-9a-f]{{64}})?"
 )
 
 
@@ -43,7 +45,7 @@ def _base_image(value: str) -> str:
         return value
     raise rules.broken(
         "is not an image",
-        "Write `default`, `scratch`, name:tag, name@sha256:…, oci:/folder:tag or docker-daemon:name:tag.",
+        "Write `default`, `scratch`, oci:/folder:tag, docker-daemon:name:tag, or registry.example.com/name:tag with its host.",
     )
 
 
@@ -121,9 +123,6 @@ class BuildPlan(_Model):
     compression: Literal["gzip", "zstd"] = Field(
         "gzip", description="gzip is read everywhere; zstd is smaller, for registries and runtimes that know it."
     )
-    allow_engine_build: bool = Field(
-        False, description="Let a Docker engine build packages that have no wheel for a platform; flops.yaml must allow it too."
-    )
 
     @property
     def command(self) -> list[str]:
@@ -144,8 +143,8 @@ def effective_plan(
 ) -> BuildPlan:
     """The plan that counts for a project: the repo's, with the keys of the project's own over it, under the operator's policy.
 
-    Labels and environment are merged by name. Raises SpecError: FL1041 for a file of another kind, FL1042 for a base image and
-    FL1043 for an engine build that the operator does not allow.
+    Labels and environment are merged by name. Raises SpecError: FL1041 for a file of another kind, FL1042 for a base image
+    that the operator does not allow.
     """
     policy = policy or ImagesConfig()
     for found, folder in ((plan, "build_plans"), (override, "the project's build_plans")):
@@ -164,13 +163,6 @@ def effective_plan(
             "FL1042",
             f"The base image {made.base_image} of the {kind} is not among those that the operator allows.",
             cure=f"Allowed: default, {', '.join(policy.allowed_bases)}.",
-            where=Where(f"build_plans/{kind}.yaml"),
-        )
-    if made.allow_engine_build and not policy.allow_engine_build:
-        raise SpecError(
-            "FL1043",
-            f"The {kind}'s build plan asks for builds in a container engine, which the operator does not allow.",
-            cure="Choose packages with wheels, or ask for `images.allow_engine_build` in flops.yaml.",
             where=Where(f"build_plans/{kind}.yaml"),
         )
     return made

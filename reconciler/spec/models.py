@@ -396,12 +396,13 @@ class ImagesConfig(_Model):
 
     default_base: str = Field(
         "scratch", min_length=1, max_length=500, pattern=r"^[A-Za-z0-9._/:@{}-]+$",
-        description="Base image of plans that say `default`, such as python:{python}-slim; scratch takes this machine's Python.",
+        description="Base image of plans that say `default`, such as registry.example.com/python:{python}-slim.",
     )  # fmt: skip
     allowed_bases: list[Annotated[str, Field(min_length=1, max_length=500)]] = Field(
-        default_factory=list, max_length=100, description="Patterns such as python:* that other base images must match; empty: any."
+        default_factory=list,
+        max_length=100,
+        description="Patterns such as registry.example.com/* that other base images must match; empty: any.",
     )
-    allow_engine_build: bool = Field(False, description="Build plans may have packages without a wheel built by a Docker engine.")
 
 
 class OperatorConfig(_Model):

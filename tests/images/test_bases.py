@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import docker
@@ -13,15 +11,15 @@ import pytest
 from reconciler.errors import ImageError
 from reconciler.images.base_sources import EngineSource
 from reconciler.images.bases import BaseImage, fetch_layers, layer_sources, resolve_base
+from reconciler.images.contents import contents_of
 from reconciler.images.layout import Layout
-from reconciler.images.model import LAYER_GZIP, Platform
+from reconciler.images.model import Platform
 from reconciler.images.push import push
 from reconciler.images.records import Records
 from reconciler.images.reference import Reference
 from reconciler.images.registry import Registry
-from reconciler.images.rootfs import find_python
 from tests.engine import BASE, RunningRegistry
-from tests.images.imagekit import PATIENT, layout_at, make_image, tar_of
+from tests.images.imagekit import PATIENT, layout_at, make_image
 
 AMD64, ARM64 = Platform.parse("linux/amd64"), Platform.parse("linux/arm64")
 
@@ -41,7 +39,6 @@ def resolve(reference: str, store: Layout, *platforms: Platform) -> dict[str, Ba
 def test_a_layout_on_disk(base_layout: Path, store: Layout) -> None:
     found = resolve(f"oci:{base_layout}:{BASE}", store)
     assert set(found) == {"linux/amd64", "linux/arm64"}
-    assert {base.python for base in found.values()} == {"3.11"}
     for name, base in found.items():
         assert str(Platform.from_dict(base.config)) == name
         assert base.by_reference is None
@@ -51,7 +48,7 @@ def test_a_layout_on_disk(base_layout: Path, store: Layout) -> None:
 
 def test_the_only_image_of_a_layout_needs_no_tag(tmp_path: Path, store: Layout) -> None:
     make_image(Layout(tmp_path / "other"), "whatever")
-    assert resolve(f"oci:{tmp_path / 'other'}", store)["linux/arm64"].python == "3.11"
+    assert resolve(f"oci:{tmp_path / 'other'}", store)["linux/arm64"].layers
 
 
 def test_a_registry_keeps_its_layers_until_they_are_needed(tmp_path: Path, store: Layout, registry: RunningRegistry) -> None:
@@ -74,7 +71,7 @@ def test_a_registry_keeps_its_layers_until_they_are_needed(tmp_path: Path, store
 def test_an_image_of_the_engine(base_rootfs: dict[str, Path], engine: docker.DockerClient, store: Layout) -> None:
     engine.api.import_image_from_file(str(base_rootfs["linux/amd64"]), repository="flops-base", tag="bookworm")
     first = resolve("docker-daemon:flops-base:bookworm", store, AMD64)["linux/amd64"]
-    assert first.python == "3.11"
+    assert contents_of(first.layers, lambda layer: store.blob_path(layer.digest), Records(store.root / "c", store)).pythons
     assert first.manifest.digest == resolve("docker-daemon:flops-base:bookworm", store, AMD64)["linux/amd64"].manifest.digest
     # Collected and saved again, it is the same to the bit.
     shutil.rmtree(store.root / "blobs")
@@ -117,29 +114,3 @@ def test_what_is_not_to_be_had(tmp_path: Path, store: Layout, registry: RunningR
     with pytest.raises(ImageError, match="FL6104"):
         resolve(f"oci:{tmp_path / 'other'}:base:1", store, AMD64)
     assert not store.has(manifest["layers"][0]["digest"])
-
-
-@pytest.mark.parametrize(
-    ("layers", "version"),
-    [
-        ([["usr/bin/python3.11", "usr/bin/python3.9"]], "3.11"),
-        ([["usr/bin/python3.11"], ["usr/local/bin/python3.12"]], "3.12"),
-        ([["usr/bin/python3.11"], ["usr/bin/.wh.python3.11"]], None),
-        ([["usr/bin/python3.11"], ["usr/bin/.wh..wh..opq", "usr/bin/sh"]], None),
-        ([["usr/share/bin/python3.11", "usr/bin/python3-config"]], None),
-    ],
-)
-def test_the_interpreter_of_a_root(store: Layout, layers: list[list[str]], version: str | None) -> None:
-    blobs = [store.add_bytes(gzip.compress(tar_of(dict.fromkeys(names, b""))), LAYER_GZIP) for names in layers]
-    assert find_python(store, blobs) == version
-
-
-def test_a_layer_that_is_no_tar(store: Layout) -> None:
-    blob = store.add_bytes(b"not gzip", LAYER_GZIP)
-    for broken in (
-        blob,
-        replace(blob, media_type="application/vnd.oci.image.layer.v1.tar+zstd"),
-        store.add_bytes(gzip.compress(b"x" * 600), LAYER_GZIP),
-    ):
-        with pytest.raises(ImageError, match="FL6103"):
-            find_python(store, [broken])

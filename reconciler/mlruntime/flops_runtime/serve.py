@@ -208,8 +208,9 @@ def main() -> None:
     """Load the model, then serve."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--project", default="")
-    parser.add_argument("--version", default="")
+    # An image knows what it is; a server of the process runtime is told.
+    parser.add_argument("--project", default=os.environ.get("FLOPS_PROJECT", ""))
+    parser.add_argument("--version", default=os.environ.get("FLOPS_DIGEST", ""))
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 in a container with a network")
     parser.add_argument("--socket", help="path of a Unix socket to listen on instead: for a container without a network")
     parser.add_argument("--port", type=int, default=8080)
