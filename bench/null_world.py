@@ -7,7 +7,7 @@ The executor honours the same promises as the stages: idempotent by digest, noth
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from reconciler.environments import EnvironmentStore
 from reconciler.errors import FlopsError
 from reconciler.execution import Ending, Execution, StageReport
 from reconciler.federation.data import DataCatalog
+from reconciler.images.store import ImageStore, image_name
 from reconciler.journal import Journal
 from reconciler.looking import ProjectView
 from reconciler.observe import Registry
@@ -38,6 +39,7 @@ class World:
     runs: dict[tuple[str, str, str], RunInfo] = field(default_factory=dict)
     models: dict[str, list[ModelVersion]] = field(default_factory=dict)
     services: dict[str, Service] = field(default_factory=dict)
+    images: set[str] = field(default_factory=set)
     trained: list[tuple[str, str]] = field(default_factory=list)
     """Every training that was finished, (project, digest), in order."""
     actions: int = 0
@@ -103,6 +105,21 @@ class World:
             self.generation += 1
 
 
+class NullImages(ImageStore):
+    """The names of images that a `World` has."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def names(self) -> frozenset[str]:
+        """What was made."""
+        return frozenset(self._world.images)
+
+    def deleted(self, names: Iterable[str]) -> frozenset[str]:  # noqa: ARG002 – there is no registry
+        """Nothing."""
+        return frozenset()
+
+
 class NullEngine(Engine):
     """An engine whose registries and runtime are a `World`."""
 
@@ -135,6 +152,7 @@ def null_engine(repo_dir: Path, state: Path, world: World, config: OperatorConfi
         catalog=DataCatalog(state / "data"),
         ml_repos=MLRepos(repo, state / "ml-repos"),
         status=StatusBranch(repo, config.instance, sleep=lambda _: None),
+        images=NullImages(world),
         budget=Budget(1_000_000, 1000),
     )
     engine.world = world
@@ -184,6 +202,8 @@ class NullExecutor:
             self._world.train(view.name, desired.customer, desired.run_digest)
         elif stage is Stage.REGISTER:
             self._world.register(view.name, desired.customer, desired.run_digest, desired.gate_digest)
+        elif stage is Stage.PACKAGE:
+            self._world.images.add(image_name(desired.customer, view.name, desired.image_digest))
         elif stage is Stage.DEPLOY:
             self._deploy(view)
 

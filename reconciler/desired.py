@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from sys import intern
@@ -22,10 +22,23 @@ from reconciler.federation.runtime_version import TRAINING_VERSION, mlruntime_di
 from reconciler.plan import DesiredProject
 from reconciler.schedule import Schedules
 from reconciler.source import MLRepoRevision, MLRepos, ProjectFiles, Snapshot
-from reconciler.spec import MockData, ProjectSLA, deployment_spec, load_mock_data, load_sla, training_spec
+from reconciler.spec import (
+    BuildPlan,
+    ImagesConfig,
+    MockData,
+    ProjectSLA,
+    deployment_spec,
+    effective_plan,
+    load_build_plan,
+    load_mock_data,
+    load_sla,
+    plans_key,
+    training_spec,
+)
 from reconciler.spec.dependencies import circles, missing
 from reconciler.stages.model import Declared
 
+INFERENCE = "inference"
 SLA_NAMES = ("sla.yaml", "sla.yml", "sla.json")
 MOCK_NAMES = ("mock_data.yaml", "mock_data.yml", "mock_data.json")
 
@@ -37,6 +50,8 @@ class Parsed:
     sla: ProjectSLA
     sla_text: bytes
     mock_data: MockData | None
+    plans: Mapping[str, BuildPlan] = field(default_factory=dict)
+    """The project's own build plans, by kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +91,13 @@ class DesiredState:
         clock: Callable[[], float] = time.time,
         *,
         allow_file_urls: bool = False,
+        images: ImagesConfig | None = None,
     ) -> None:
         self._repos = repos
         self._catalog = catalog
         self._resolve = resolve or (lambda url, ref, subdir, _follow: repos.resolve(url, ref, subdir, Snapshot("", {})))
         self._allow_file_urls = allow_file_urls
+        self._images = images or ImagesConfig()
         self._clock, self._schedules = clock, Schedules()
         self._parsed: dict[str, Parsed | Problems] = {}
         self._kept: dict[str, _Kept] = {}
@@ -127,16 +144,19 @@ class DesiredState:
             self._check_url(name, sla)
             revision = self._revision(snapshot, sla, record.get("ml_repo"), inside)
             versions = self._data(parsed, data)
+            plan = self._build_plan(snapshot, parsed)
+        except SpecErrors as errors:
+            return self._problem(name, tuple(error.to_dict() for error in errors.errors), sla.customer_id)
         except FlopsError as error:
             if error.transient:
                 return Unresolved(name, sla.customer_id, error)
             return self._problem(name, (error.to_dict(),), sla.customer_id)
         files = snapshot.projects[name]
         tick = self._tick(sla, record)
-        key = (files.tree, revision.url, revision.tree, revision.subdir, versions, tick)
+        key = (files.tree, snapshot.build_plans, revision.url, revision.tree, revision.subdir, versions, tick)
         kept = self._kept.get(name)
         if kept is None or kept.key != key:
-            kept = _Kept(key, self._declare(snapshot, files, parsed, revision, versions, tick))
+            kept = _Kept(key, self._declare(snapshot, files, parsed, plan, revision, versions, tick))
             self._kept[name] = kept
         # Content that is as it was keeps the commit that it was first seen at.
         return kept.declared
@@ -152,6 +172,7 @@ class DesiredState:
         snapshot: Snapshot,
         files: ProjectFiles,
         parsed: Parsed,
+        plan: BuildPlan,
         revision: MLRepoRevision,
         versions: tuple[tuple[str, str], ...],
         tick: str,
@@ -173,6 +194,7 @@ class DesiredState:
             customer=sla.customer_id,
             training=_shared(training),
             gate=_shared(dict(flatten(gate.model_dump(mode="json")))) if gate else {},
+            image=_shared(self._image(sla, plan)),
             serving=_shared(serving),
             steps=frozenset(str(step) for step in sla.post_training_steps),
             depends_on=tuple(sla.depends_on),
@@ -192,8 +214,24 @@ class DesiredState:
             mock_data=parsed.mock_data,
             commit=snapshot.commit,
             ml_repo=ml_repo,
+            inference_plan=plan,
+            committed=snapshot.time,
             checkout=self._checkout(revision),
         )
+
+    def _build_plan(self, snapshot: Snapshot, parsed: Parsed) -> BuildPlan:
+        """How the image of the inference server is made. Raises SpecErrors, SpecError."""
+        found = next((name for name in snapshot.plans if name.startswith(f"{INFERENCE}.")), "")
+        shared = _known_plan(snapshot.plans[found], f"build_plans/{found}") if found else None
+        return effective_plan(INFERENCE, shared, parsed.plans.get(INFERENCE), self._images)
+
+    @staticmethod
+    def _image(sla: ProjectSLA, plan: BuildPlan) -> dict[str, str]:
+        """What decides about the image beside the model, whose lock is the model's own."""
+        return plans_key({INFERENCE: plan}) | {
+            "platforms": ",".join(sorted(sla.supported_platforms)),
+            "runtime": mlruntime_digest(),
+        }
 
     def _check_url(self, name: str, sla: ProjectSLA) -> None:
         if sla.ml_repo_url.startswith("file:") and not self._allow_file_urls:
@@ -294,9 +332,16 @@ def parse_project(files: ProjectFiles) -> Parsed | Problems:
             mock_data = _mock_data(files.files[mock_name], f"{files.path}/{mock_name}")
         except SpecErrors as errors:
             problems += [error.to_dict() for error in errors.errors]
+    plans: dict[str, BuildPlan] = {}
+    for name in files.files:
+        if name.startswith("build_plans/"):
+            try:
+                plans[Path(name).stem] = load_build_plan(files.files[name], f"{files.path}/{name}")
+            except SpecErrors as errors:
+                problems += [error.to_dict() for error in errors.errors]
     if sla is None or problems:
         return tuple(problems)
-    return Parsed(sla, files.files[sla_name], mock_data)
+    return Parsed(sla, files.files[sla_name], mock_data, plans)
 
 
 def _mock_data(content: bytes, path: str) -> MockData:
@@ -310,6 +355,11 @@ def _mock_data(content: bytes, path: str) -> MockData:
 @lru_cache(maxsize=256)
 def _known_mock_data(content: bytes) -> MockData:
     return load_mock_data(content, "")
+
+
+@lru_cache(maxsize=64)
+def _known_plan(content: bytes, path: str) -> BuildPlan:
+    return load_build_plan(content, path)
 
 
 def content_key(sla: ProjectSLA) -> str:

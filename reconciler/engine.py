@@ -18,6 +18,7 @@ from reconciler.budget import Budget
 from reconciler.environments import EnvironmentStore
 from reconciler.errors import TrackingError
 from reconciler.federation.data import DataCatalog
+from reconciler.images.store import ImageStore
 from reconciler.journal import Journal
 from reconciler.runtimes.model import Runtime, ServiceSpec
 from reconciler.runtimes.process import ProcessRuntime
@@ -56,6 +57,7 @@ class Engine:
     catalog: DataCatalog
     ml_repos: MLRepos
     status: StatusBranch
+    images: ImageStore
     budget: Budget
     clock: Callable[[], float] = time.time
     _servers: dict[str, Tracking] = field(default_factory=dict)
@@ -127,6 +129,7 @@ class Engine:
             tracking_if_any=self.tracking_if_any,
             runs=self.state / "runs",
             bundles=self.state / "bundles",
+            images=self.images,
             instance=self.config.instance,
             clock=time.monotonic,
         )
@@ -157,5 +160,11 @@ def open_engine(repo_dir: Path, state: Path | None = None) -> Engine:
         catalog=DataCatalog(cache / "data", {tag: Path(path) for tag, path in config.data_directories.items()}),
         ml_repos=MLRepos(repo, cache / "ml-repos"),
         status=StatusBranch(repo, config.instance),
+        images=ImageStore(
+            image_layout(state),
+            cache / "images",
+            registry=config.images.registry,
+            signing_key=repo_dir / config.images.signing_key if config.images.signing_key else None,
+        ),
         budget=Budget(memory, budget.vcpus or os.cpu_count() or 1),
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from reconciler.desired import DesiredState, Found, Resolve, Unresolved
 from reconciler.engine import Engine
 from reconciler.errors import FlopsError, SourceError
+from reconciler.images.store import image_name
 from reconciler.observe import (
     Registries,
     Versions,
@@ -20,7 +21,7 @@ from reconciler.observe import (
     observe_services,
     observe_without_registry,
 )
-from reconciler.plan import Change, DesiredProject, ObservedProject, Plan, ProjectPlan, plan, plan_project
+from reconciler.plan import BUILD_STEP, Change, DesiredProject, ObservedProject, Plan, ProjectPlan, plan, plan_project
 from reconciler.runtimes.model import Service
 from reconciler.stages import Declared
 from reconciler.statusdoc import Document
@@ -44,6 +45,7 @@ class ProjectView:
     document: Document
     service: Service | None = None
     versions: Versions = ()
+    imaged: bool = False
     unreachable: FlopsError | None = None
     asked: int = 0
 
@@ -82,10 +84,16 @@ class Looker:
     def __init__(self, engine: Engine, resolve: Resolve | None = None) -> None:
         self._engine = engine
         self._desired = DesiredState(
-            engine.ml_repos, engine.catalog, resolve, engine.clock, allow_file_urls=engine.config.allow_file_urls
+            engine.ml_repos,
+            engine.catalog,
+            resolve,
+            engine.clock,
+            allow_file_urls=engine.config.allow_file_urls,
+            images=engine.config.images,
         )
         self._registries = Registries(engine.tracking_if_any, engine.registry_state)
         self._views: dict[str, ProjectView] = {}
+        self._images: frozenset[str] = frozenset()
         self.commit = ""
 
     def look(self, documents: Mapping[str, Document], *, fetch: bool = True, complain: Callable[[FlopsError], None]) -> View:
@@ -110,6 +118,7 @@ class Looker:
         found = self._desired.of(engine.repo.read_snapshot(self.commit), documents)
         unreachable = self._ask({_customer(item) for item in found} - {""})
         services = observe_services(engine.runtime, engine.config.instance)
+        self._images = engine.images.names()
         before, views = self._views, {}
         for item in found:
             name = _name(item)
@@ -148,6 +157,7 @@ class Looker:
             return self._unknown(name, desired, declared, document, service, error)
         versions = self._registries.versions(customer, name)
         generation = self._registries.generation(customer)
+        imaged = self._imaged(desired)
         if (
             before is not None
             and before.desired is desired
@@ -155,6 +165,7 @@ class Looker:
             and before.document is document
             and before.unreachable is None
             and before.service == service
+            and before.imaged == imaged
             and before.asked in (0, generation)
         ):
             before.declared = declared
@@ -167,12 +178,19 @@ class Looker:
             unreachable.setdefault(customer, error)
             self._engine.forget_tracking(customer)
             return self._unknown(name, desired, declared, document, service, error)
-        observed = observe_project(desired, document, versions, service, run)
+        observed = observe_project(desired, document, versions, service, run, imaged=imaged)
         if before is not None and before.desired is desired and before.document is document and before.observed == observed:
             planned = before.plan
         else:
             planned = plan_project(desired, observed)
-        return ProjectView(name, desired, declared, observed, planned, document, service, versions, None, asked)
+        return ProjectView(name, desired, declared, observed, planned, document, service, versions, imaged, None, asked)
+
+    def _imaged(self, desired: DesiredProject) -> bool:
+        """Whether the image that is declared is there."""
+        if BUILD_STEP not in desired.steps:
+            return False
+        name = image_name(desired.customer, desired.name, desired.image_digest)
+        return name in self._images and not self._engine.images.deleted([name])
 
     def _unknown(
         self,
@@ -195,7 +213,7 @@ class Looker:
             return before
         observed = observe_without_registry(name, document, service, str(error))
         planned = plan_project(desired, observed) if desired is not None else ProjectPlan(name, Change.UNKNOWN, str(error))
-        return ProjectView(name, desired, declared, observed, planned, document, service, (), error)
+        return ProjectView(name, desired, declared, observed, planned, document, service, unreachable=error)
 
     def _undeclared(self, name: str, document: Document, service: Service) -> ProjectView:
         before = self._views.get(name)

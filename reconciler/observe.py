@@ -135,9 +135,11 @@ def needs_run(project: DesiredProject, versions: Versions) -> bool:
 
 
 def observe_project(
-    project: DesiredProject, document: Mapping[str, Any], versions: Versions, service: Service | None, run: RunInfo | None
-) -> ObservedProject:
-    """One declared project from what was asked; `run` is the recorded run of its digest, if there is one."""
+    project: DesiredProject, document: Mapping[str, Any], versions: Versions, service: Service | None, run: RunInfo | None,
+    *, imaged: bool,
+) -> ObservedProject:  # fmt: skip
+    """One declared project from what was asked; `run` is the recorded run of its digest, if there is one, and `imaged` says
+    whether its image is there."""
     models = {
         item.digest: ObservedModel(item.digest, str(item.version), item.run_id, item.gate_digest, tuple(item.aliases))
         for item in versions
@@ -148,6 +150,7 @@ def observe_project(
         models=models,
         rejected=frozenset(run.rejected_gates) if run else frozenset(),
         trained=trained,
+        images=frozenset({project.image_digest}) if imaged else frozenset(),
         stalled=_stalled(document),
         service=_service(service),
         recorded=_recorded(document),

@@ -47,6 +47,7 @@ class Change(StrEnum):
     TRAIN = "train"
     GATE = "gate"
     ALIAS = "alias"
+    PACKAGE = "package"
     DEPLOY = "deploy"
     WITHDRAW = "withdraw"
     PRUNE = "prune"
@@ -60,13 +61,14 @@ class Change(StrEnum):
 class DesiredProject:
     """One declared project, reduced to what decides about its plan. Without slots, so that its digests are worked out once.
 
-    `training`, `gate` and `serving` are named inputs (name → canonical text) of the three digests.
+    `training`, `gate`, `image` and `serving` are named inputs (name → canonical text) of the four digests.
     """
 
     name: str
     customer: str
     training: Mapping[str, str]
     gate: Mapping[str, str] = field(default_factory=dict)
+    image: Mapping[str, str] = field(default_factory=dict)
     serving: Mapping[str, str] = field(default_factory=dict)
     steps: frozenset[str] = frozenset()
     depends_on: tuple[str, ...] = ()
@@ -82,6 +84,11 @@ class DesiredProject:
     def gate_digest(self) -> str:
         """Identity of the gate's verdict on that model."""
         return digest_of({"run": self.run_digest, "gate": dict(self.gate)})
+
+    @cached_property
+    def image_digest(self) -> str:
+        """Identity of the image that is built for that model."""
+        return digest_of({"run": self.run_digest, "image": dict(self.image)})
 
     @cached_property
     def serving_digest(self) -> str:
@@ -120,6 +127,8 @@ class ObservedProject:
     """Gate digests that were not met: the run is kept, nothing is trained again."""
     trained: frozenset[str] = frozenset()
     """Run digests whose training is finished and recorded, registered or not."""
+    images: frozenset[str] = frozenset()
+    """Image digests whose images are complete where they belong."""
     stalled: Mapping[str, str] = field(default_factory=dict)
     """Serving digests that ended in a terminal error, with the error: they wait for new content."""
     service: ObservedService | None = None
@@ -256,6 +265,9 @@ def _serve(
     if moved:
         change, said = Change.ALIAS, f"the alias {DEVELOPMENT} is not on version {model.version}"
         reused[-1] = Action(Stage.REGISTER, Verb.RUN, said)
+    if BUILD_STEP in desired.steps and desired.image_digest not in observed.images:
+        change, said = Change.PACKAGE, f"there is no image {short(desired.image_digest)} of version {model.version}"
+        reused.append(Action(Stage.PACKAGE, Verb.RUN, said))
     if DEPLOY_STEP not in desired.steps:
         if service is None:
             return ProjectPlan(desired.name, change, said or "the model is registered", model.run_digest, tuple(reused))
@@ -270,12 +282,13 @@ def _serve(
             reason = "the deployment's settings changed"
     else:
         reason = "the service is not healthy"
-    actions = (*reused, *_after_registration(desired, observed, reason))
+    before_package = [action for action in reused if action.stage is not Stage.PACKAGE]
+    actions = (*before_package, *_after_registration(desired, observed, reason))
     return ProjectPlan(desired.name, Change.DEPLOY, reason, model.run_digest, actions, inputs)
 
 
 def _after_registration(desired: DesiredProject, observed: ObservedProject, reason: str) -> list[Action]:
-    package = Action(Stage.PACKAGE, Verb.RUN, f"model bundle with its locked environment: {reason}")
+    package = Action(Stage.PACKAGE, Verb.RUN, reason)
     if BUILD_STEP not in desired.steps:
         package = Action(Stage.PACKAGE, Verb.SKIP, f"{BUILD_STEP} is not asked for")
     if DEPLOY_STEP not in desired.steps:

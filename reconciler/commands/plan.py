@@ -48,7 +48,9 @@ def _now(engine: Engine) -> Plan:
 def _between(engine: Engine, base: str, head: str) -> Plan:
     """The plan for `head` in a world where `base` is converged: what a merge would do, without asking any service."""
     documents = read_documents(engine.status.read())
-    state = DesiredState(engine.ml_repos, engine.catalog, allow_file_urls=engine.config.allow_file_urls)
+    state = DesiredState(
+        engine.ml_repos, engine.catalog, allow_file_urls=engine.config.allow_file_urls, images=engine.config.images
+    )
 
     def desired(revision: str) -> list[DesiredProject]:
         snapshot = engine.repo.read_snapshot(engine.repo.resolve(revision))
@@ -73,6 +75,7 @@ def _converged(project: DesiredProject) -> ObservedProject:
         project.name,
         models={project.run_digest: model},
         trained=frozenset({project.run_digest}),
+        images=frozenset({project.image_digest}),
         service=service,
         recorded=project.training,
     )

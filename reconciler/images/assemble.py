@@ -130,6 +130,10 @@ def build_image(
         project = content.result()
         last = timed("content", last)
     layers = {str(item): (*found[item].own, *dependencies[item], runtimes[str(item)], project) for item in found}
+    if records.layout.root != layout.root:
+        for layer in {layer.descriptor.digest for own in layers.values() for layer in own}:
+            if not layout.has(layer):
+                layout.adopt(layer, records.layout)
     manifests = {str(item): _manifest(request, item, found[item], layers[str(item)], layout) for item in found}
     index = _index(request, manifests, layout)
     if request.name:

@@ -17,7 +17,11 @@ from reconciler.source import command
 PROJECTS = "projects"
 BUILD_PLANS = "build_plans"
 PROJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-DECLARING = frozenset(f"{stem}.{suffix}" for stem in ("sla", "mock_data") for suffix in ("yaml", "yml", "json"))
+_SUFFIXES = ("yaml", "yml", "json")
+PLANS = tuple(f"{kind}.{suffix}" for kind in ("learner", "aggregator", "inference") for suffix in _SUFFIXES)
+DECLARING = frozenset(
+    [f"{stem}.{suffix}" for stem in ("sla", "mock_data") for suffix in _SUFFIXES] + [f"{BUILD_PLANS}/{name}" for name in PLANS]
+)
 MAX_BLOB = 256 * 1024
 MAX_LISTING = 16 * 1024 * 1024
 BATCH_BYTES = 32 * 1024 * 1024
@@ -53,13 +57,16 @@ class ProjectFiles:
 class Snapshot:
     """One commit. Projects that cannot be read are in `rejected`, the others are not affected.
 
-    `tree` is the hash of all of `projects/`; `seen` is what the next snapshot need not read again.
+    `tree` is the hash of all of `projects/`; `seen` is what the next snapshot need not read again. `build_plans` is the hash of
+    that folder, `plans` are its files by name; `time` is the commit's, in seconds since 1970.
     """
 
     commit: str
     projects: Mapping[str, ProjectFiles]
     build_plans: str = ""
+    plans: Mapping[str, bytes] = field(default_factory=dict)
     rejected: tuple[SourceError, ...] = ()
+    time: int = 0
     author: str = ""
     subject: str = ""
     tree: str = ""
@@ -79,17 +86,18 @@ def read_snapshot(repo: Path, commit: str, before: Snapshot | None = None) -> Sn
     """Read a commit; what `before` has of the same hash is not read again. Raises SourceError for the repo as a whole."""
     if before is not None and before.commit == commit:
         return before
-    author, _, subject = command.text(repo, "log", "-1", "--no-mailmap", "--format=%an%n%s", "--end-of-options", commit).partition(
-        "\n"
-    )
+    said = command.text(repo, "log", "-1", "--no-mailmap", "--format=%ct%n%an%n%s", "--end-of-options", commit)
+    time, author, subject = (*said.split("\n", 2), "", "")[:3]
     roots = {entry.path: entry for entry in list_tree(repo, commit, PROJECTS, BUILD_PLANS, recursive=False)}
     build_plans = roots[BUILD_PLANS].blob if BUILD_PLANS in roots else ""
+    same_plans = before is not None and before.build_plans == build_plans
+    plans = before.plans if before is not None and same_plans else _read_plans(repo, commit, roots.get(BUILD_PLANS))
     root = roots.get(PROJECTS)
     if root and root.mode != _FOLDER:
         raise SourceError("FL2028", "`projects` is not a folder.", cure="Make it a folder of projects.", where=Where(PROJECTS))
     tree = root.blob if root else ""
     if before is not None and before.tree == tree:
-        return replace(before, commit=commit, build_plans=build_plans, author=author, subject=subject)
+        return replace(before, commit=commit, build_plans=build_plans, plans=plans, time=int(time), author=author, subject=subject)
     seen: dict[str, Seen] = {}
     changed: list[TreeEntry] = []
     for entry in list_tree(repo, commit, f"{PROJECTS}/", recursive=False) if root else ():
@@ -105,7 +113,7 @@ def read_snapshot(repo: Path, commit: str, before: Snapshot | None = None) -> Sn
     found = [item.found for _, item in sorted(seen.items())]
     projects = {item.name: item for item in found if isinstance(item, ProjectFiles)}
     rejected = tuple(item for item in found if isinstance(item, SourceError))
-    return Snapshot(commit, projects, build_plans, rejected, author, subject, tree, seen)
+    return Snapshot(commit, projects, build_plans, plans, rejected, int(time), author, subject, tree, seen)
 
 
 def list_tree(
@@ -201,7 +209,7 @@ def _read(repo: Path, commit: str, folders: list[TreeEntry]) -> dict[str, Seen]:
     entries: dict[str, list[TreeEntry]] = {folder.path: [] for folder in folders}
     for entry in listed:
         entries["/".join(entry.path.split("/", 2)[:2])].append(entry)
-    problems = {path: problem for path, items in entries.items() if (problem := problem_of(items) or _too_large(items))}
+    problems = {path: problem for path, items in entries.items() if (problem := problem_of(items) or _too_large(_declaring(items)))}
     wanted = {path: _declaring(items) for path, items in entries.items() if path not in problems}
     blobs = dict(read_blobs(repo, (item for items in wanted.values() for item in items)))
     found: dict[str, Seen] = {}
@@ -213,12 +221,26 @@ def _read(repo: Path, commit: str, folders: list[TreeEntry]) -> dict[str, Seen]:
     return found
 
 
+def _read_plans(repo: Path, commit: str, root: TreeEntry | None) -> dict[str, bytes]:
+    """The build plans that all projects share; what is wrong with that folder is wrong with the repo."""
+    if root is None:
+        return {}
+    if root.mode != _FOLDER:
+        cause = "`build_plans` is not a folder."
+        raise SourceError("FL2028", cause, cure="Make it a folder of build plans.", where=Where(BUILD_PLANS))
+    found = [entry for entry in list_tree(repo, commit, f"{BUILD_PLANS}/", recursive=False) if entry.path.split("/")[1] in PLANS]
+    if problem := problem_of(found) or _too_large(found):
+        raise problem
+    blobs = dict(read_blobs(repo, found))
+    return {entry.path.split("/")[1]: blobs[entry.blob] for entry in found}
+
+
 def _declaring(entries: list[TreeEntry]) -> list[TreeEntry]:
     return [entry for entry in entries if entry.path.split("/", 2)[2] in DECLARING]
 
 
 def _too_large(entries: list[TreeEntry]) -> SourceError | None:
-    for entry in _declaring(entries):
+    for entry in entries:
         if entry.size > MAX_BLOB:
             cure = f"Keep it under {MAX_BLOB:,}."
             return SourceError("FL2013", f"The file has {entry.size:,} bytes.", cure=cure, where=Where(entry.path))

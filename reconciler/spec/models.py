@@ -403,6 +403,13 @@ class ImagesConfig(_Model):
         max_length=100,
         description="Patterns such as registry.example.com/* that other base images must match; empty: any.",
     )
+    registry: str = Field(
+        "", max_length=300, pattern=r"^([A-Za-z0-9][A-Za-z0-9.-]*(:\d{1,5})?(/[a-z0-9][a-z0-9._/-]*)?)?$",
+        description="Where images are pushed to, such as registry.example.com/team; empty: they stay in this machine's store.",
+    )  # fmt: skip
+    signing_key: str = Field(
+        "", max_length=500, description="File with a private key in cosign's format; images are signed with it."
+    )
 
 
 class OperatorConfig(_Model):

@@ -15,10 +15,11 @@ from typing import Any, Protocol
 from reconciler.environments import Environment, EnvironmentStore, Lock
 from reconciler.federation.data import DataCatalog, DatasetVersion
 from reconciler.federation.training import TrainingResult
+from reconciler.images.store import ImageStore
 from reconciler.plan import DesiredProject
 from reconciler.runtimes.model import Runtime, Service
 from reconciler.serving.verify import VerificationResult
-from reconciler.spec import MockData, ProjectSLA
+from reconciler.spec import BuildPlan, MockData, ProjectSLA
 from reconciler.tracking import ModelVersion, Tracking
 
 
@@ -48,6 +49,10 @@ class Declared:
     commit: str
     ml_repo: Mapping[str, str]
     """url, commit, tree and subdir of the ML repo: what was resolved, for tags and status."""
+    inference_plan: BuildPlan
+    """How the image of the inference server is made."""
+    committed: int
+    """When `commit` was made, in seconds since 1970."""
     checkout: Callable[[], Path]
     """Puts the ML repo's files on disk (content-addressed) and returns their directory."""
 
@@ -65,6 +70,7 @@ class Tools:
     """The same, but None for a customer of ours that has no registry yet: then there is no run to look for."""
     runs: Path
     bundles: Path
+    images: ImageStore
     instance: str
     clock: Callable[[], float]
 

@@ -45,7 +45,9 @@ def run(work: Work) -> Outcome:
         server = pool.submit(work.tools.tracking, work.desired.customer)
         work.training = run_training(_job(work), on_event=on_event, cancelled=work.cancelled)
     if work.lock is not None:
-        write_extras(work.training.model_dir, work.lock, work.training.samples)
+        ml_repo = work.declared.ml_repo
+        origin = {"source": ml_repo["url"], "revision": ml_repo["commit"], "time": work.declared.committed}
+        write_extras(work.training.model_dir, work.lock, work.training.samples, origin)
     work.run_id = server.result().record_run(_record(work, work.training))
     best = work.training.rounds[work.training.best_round - 1]
     holdout = work.training.holdout.get("accuracy")

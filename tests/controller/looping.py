@@ -64,7 +64,7 @@ class Looping:
         self.clone = repos.clone("reconciler")
         self.world = World()
         self.clock = Clock()
-        self.config = config or OperatorConfig()
+        self.config = config or OperatorConfig(allow_file_urls=True)
         self.before: Callable[[ProjectView, Stage], None] | None = None
         self.stages: list[tuple[str, str]] = []
         self.start()

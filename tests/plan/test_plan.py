@@ -26,9 +26,11 @@ from reconciler.plan import (
 BOTH = frozenset({BUILD_STEP, DEPLOY_STEP})
 
 
-def declared(rounds: int = 3, *, gate: str = "0.8", port: str = "0", steps: frozenset[str] = BOTH) -> DesiredProject:
+def declared(
+    rounds: int = 3, *, gate: str = "0.8", port: str = "0", platforms: str = "linux/amd64", steps: frozenset[str] = BOTH
+) -> DesiredProject:
     training = {"training_configuration.training_rounds": str(rounds), "ml_repo.tree": "aa"}
-    return DesiredProject("mnist", "demo", training, {"threshold": gate}, {"port": port}, steps)
+    return DesiredProject("mnist", "demo", training, {"threshold": gate}, {"platforms": platforms}, {"port": port}, steps)
 
 
 def carry_out(desired: DesiredProject, observed: ObservedProject, step: ProjectPlan, *, meets: bool = True) -> ObservedProject:
@@ -44,11 +46,12 @@ def carry_out(desired: DesiredProject, observed: ObservedProject, step: ProjectP
     if step.runs(Stage.REGISTER):
         models = {key: dataclasses.replace(item, aliases=()) for key, item in models.items()}
         models[desired.run_digest] = dataclasses.replace(models[desired.run_digest], aliases=(DEVELOPMENT,))
+    images = observed.images | ({desired.image_digest} if step.runs(Stage.PACKAGE) else frozenset())
     service = observed.service
     if step.runs(Stage.DEPLOY):
         wanted = DEPLOY_STEP in desired.steps
         service = ObservedService(desired.serving_digest, desired.run_digest, healthy=True) if wanted else None
-    return dataclasses.replace(observed, models=models, service=service, recorded=desired.training)
+    return dataclasses.replace(observed, models=models, images=images, service=service, recorded=desired.training)
 
 
 def test_a_new_project_runs_every_stage_in_order() -> None:
@@ -86,6 +89,16 @@ def test_an_alias_that_somebody_moved_is_moved_back_and_nothing_else_is_done() -
     step = plan_project(desired, dataclasses.replace(world, models=moved))
     assert step.change is Change.ALIAS
     assert [stage for stage in Stage if step.runs(stage)] == [Stage.REGISTER]
+
+
+def test_an_image_that_is_not_there_is_made_and_the_service_is_left_alone() -> None:
+    desired = declared()
+    world = carry_out(desired, ObservedProject("mnist"), plan_project(desired, ObservedProject("mnist")))
+    for wanted, seen in ((declared(platforms="linux/arm64"), world), (desired, dataclasses.replace(world, images=frozenset()))):
+        step = plan_project(wanted, seen)
+        assert step.change is Change.PACKAGE
+        assert [stage for stage in Stage if step.runs(stage)] == [Stage.PACKAGE]
+        assert plan_project(wanted, carry_out(wanted, seen, step)).is_noop
 
 
 def test_a_looser_gate_asks_for_a_verdict_and_not_for_training() -> None:

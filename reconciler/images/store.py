@@ -1,0 +1,212 @@
+"""The images of projects: made once per digest, signed, pushed, and looked at by the loop.
+
+Invariant: a tag of the store was complete here, and where a registry is configured also there, when it was set. So a tag that is
+there is an image that is there; a registry's images are asked for again now and then, since others may delete them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from reconciler.errors import ImageError
+from reconciler.images.assemble import BuiltImage, ImageRequest, build_image
+from reconciler.images.bases import Connect
+from reconciler.images.config import rfc3339
+from reconciler.images.dependencies import Tell
+from reconciler.images.layout import Layout
+from reconciler.images.model import Descriptor
+from reconciler.images.push import push
+from reconciler.images.records import Records
+from reconciler.images.reference import Reference, repository_name
+from reconciler.images.registry import Registry
+from reconciler.images.sbom import Materials, attach_sbom
+from reconciler.images.signing import Signer
+
+RECHECK_SECONDS = 300.0
+"""How long a registry's word that it has an image is taken."""
+CHECKS_A_LOOK = 20
+PASSWORD = "COSIGN_PASSWORD"  # noqa: S105 – the name of the variable, as cosign has it
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectImage:
+    """An image as status tells it. `reference` is what to pull, empty without a registry; sizes are in bytes."""
+
+    name: str
+    reference: str
+    digest: str
+    platforms: tuple[str, ...]
+    made: int
+    """Bytes of the layers that were not there before."""
+    seconds: Mapping[str, float]
+    reused: bool
+
+
+def image_name(customer: str, project: str, digest: str) -> str:
+    """The name of a project's image in the store: `customer/project:digest`."""
+    return f"{repository_name(customer, project)}:{digest[:32]}"
+
+
+class ImageStore:
+    """The store of one state directory; `cache` keeps the layers that all states of a user share.
+
+    `registry` is where images are pushed to, `host/prefix`, or empty; `signing_key` is a key of cosign's, or None.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        cache: Path,
+        *,
+        registry: str = "",
+        signing_key: Path | None = None,
+        connect: Connect = Registry,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.layout = Layout(root)
+        self._records = Records(cache / "records", Layout(cache / "layers"))
+        self._registry, self._signing_key = registry, signing_key
+        self._connect, self._monotonic = connect, monotonic
+        self._lock = threading.Lock()
+        self._seen: tuple[object, frozenset[str]] = (None, frozenset())
+        self._below: dict[str, tuple[str, ...]] = {}
+        self._checked: dict[str, tuple[bool, float]] = {}
+
+    # --- what the loop asks
+
+    def names(self) -> frozenset[str]:
+        """The names of the images that are complete; the same object as long as the store is as it was."""
+        state = self._state()
+        if self._seen[0] != state:
+            tags = self.layout.tags()
+            whole: dict[str, bool] = {}
+            self._seen = (state, frozenset(name for name, image in tags.items() if self._complete(image, whole)))
+        return self._seen[1]
+
+    def deleted(self, names: Iterable[str]) -> frozenset[str]:
+        """Those of the names that the registry has lost; each is asked for every five minutes, a few in one look."""
+        if not self._registry:
+            return frozenset()
+        now, lost = self._monotonic(), set()
+        asked = 0
+        for name in names:
+            known, at = self._checked.get(name, (True, now - RECHECK_SECONDS))
+            if now - at >= RECHECK_SECONDS and asked < CHECKS_A_LOOK:
+                asked += 1
+                known = self._at_registry(name, known)
+                self._checked[name] = (known, now)
+            if not known:
+                lost.add(name)
+        return frozenset(lost)
+
+    def _at_registry(self, name: str, known: bool) -> bool:
+        """Whether the registry has it; what was known stays when the registry does not answer."""
+        target = self.reference(name)
+        try:
+            with self._connect(target.host) as registry:
+                return registry.digest_of(target) is not None
+        except ImageError:
+            return known
+
+    def _state(self) -> object:
+        try:
+            stat = (self.layout.root / "index.json").stat()
+            blobs = (self.layout.root / "blobs" / "sha256").stat()
+        except OSError:
+            return None
+        # A blob that somebody removed by hand changes its folder.
+        return (stat.st_ino, stat.st_size, stat.st_mtime_ns, blobs.st_mtime_ns)
+
+    def _complete(self, image: Descriptor, whole: dict[str, bool]) -> bool:
+        try:
+            if image.digest not in self._below:
+                self._below[image.digest] = tuple(self.layout.reachable(image))
+        except ImageError:
+            return False
+        for digest in self._below[image.digest]:
+            if digest not in whole:
+                whole[digest] = self.layout.has(digest)
+        return all(whole[digest] for digest in self._below[image.digest])
+
+    # --- what stages ask
+
+    def reference(self, name: str) -> Reference:
+        """Where an image of the store is pushed to. Raises ImageError FL6140 without a registry."""
+        return Reference.parse(f"{self._registry}/{name}")
+
+    def find(self, name: str) -> ProjectImage | None:
+        """An image that is there."""
+        if name not in self.names() or self.deleted([name]):
+            return None
+        image = self.layout.resolve(name)
+        if image is None:
+            return None
+        self.layout.touch(image.digest)
+        platforms = tuple(
+            "/".join(part for part in (item["platform"]["os"], item["platform"]["architecture"]) if part)
+            for item in self.layout.read_json(image.digest)["manifests"]
+        )
+        return ProjectImage(name, self._shown(name), image.digest, platforms, 0, {}, reused=True)
+
+    def build(self, request: ImageRequest, *, model: str = "", tell: Tell) -> ProjectImage:
+        """Make an image, its bill of materials and signature, push all of it, and tag it last. Raises ImageError."""
+        name = request.name
+        if found := self.find(name):
+            return found
+        built = build_image(replace(request, name=""), self.layout, self._records, tell=tell, connect=self._connect)
+        seconds = dict(built.seconds)
+        since = self._monotonic()
+        attach_sbom(self.layout, built.index, _materials(request, built, model))
+        self._sign(name, built.index)
+        seconds["attach"] = self._monotonic() - since
+        if self._registry:
+            seconds["push"] = self._push(name, built, tell)
+        self.layout.tag(name, built.index)
+        self._checked[name] = (True, self._monotonic())
+        return ProjectImage(
+            name, self._shown(name), built.index.digest, tuple(sorted(built.manifests)), built.made, seconds, reused=False
+        )
+
+    def _shown(self, name: str) -> str:
+        return str(self.reference(name)) if self._registry else ""
+
+    def _sign(self, name: str, image: Descriptor) -> None:
+        if self._signing_key is None:
+            return
+        signer = Signer.from_file(self._signing_key, os.environ.get(PASSWORD, "").encode())
+        repository = str(self.reference(name)).rpartition(":")[0] if self._registry else name.rpartition(":")[0]
+        signer.sign(self.layout, image, repository)
+
+    def _push(self, name: str, built: BuiltImage, tell: Tell) -> float:
+        target = self.reference(name)
+        sources = {
+            layer.digest: base.by_reference
+            for base in built.bases.values()
+            if base.by_reference is not None
+            for layer in base.layers
+        }
+        with self._connect(target.host) as registry:
+            pushed = push(self.layout, built.index, target, registry=registry, sources=sources, tell=tell)
+        tell(f"pushed {pushed.image}: {pushed.uploaded} blobs, {pushed.bytes_sent:,} bytes, {pushed.present} were there")
+        return pushed.seconds
+
+
+def _materials(request: ImageRequest, built: BuiltImage, model: str) -> Materials:
+    base = next(iter(built.bases.values()), None)
+    return Materials(
+        name=request.name.rpartition(":")[0],
+        created=rfc3339(request.created),
+        requirements=request.lock.requirements,
+        python=request.lock.python,
+        base=request.base if base else "",
+        base_digest=base.manifest.digest if base else "",
+        model=model,
+        model_digest=f"sha256:{request.version}" if model else "",
+        source=request.source,
+        revision=request.revision,
+    )
