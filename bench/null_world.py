@@ -153,7 +153,10 @@ class NullExecutor:
             if cancelled():
                 return Execution(Ending.CANCELLED, f"cancelled before {action.stage}", tuple(reports))
             commit = view.declared.commit if view.declared else ""
-            intent = self._engine.journal.begin(view.name, view.plan.run_digest, action.stage, commit)
+            try:
+                intent = self._engine.journal.begin(view.name, view.plan.run_digest, action.stage, commit)
+            except FlopsError as refused:
+                return Execution(Ending.TRANSIENT, str(refused), tuple(reports), error=refused)
             try:
                 if self._before is not None:
                     self._before(view, action.stage)

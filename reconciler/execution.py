@@ -75,7 +75,12 @@ def execute(
             continue
         if work.cancelled():
             return Execution(Ending.CANCELLED, f"cancelled before {action.stage}", tuple(reports), data)
-        intent = journal.begin(plan.name, plan.run_digest, action.stage, work.declared.commit)
+        try:
+            intent = journal.begin(plan.name, plan.run_digest, action.stage, work.declared.commit)
+        except FlopsError as refused:
+            # Without an intent there is no effect.
+            ending = Ending.CANCELLED if work.cancelled() else Ending.TRANSIENT
+            return Execution(ending, str(refused), tuple(reports), data, refused)
         work.tell("stage", f"{action.stage} …", {"stage": action.stage})
         started = monotonic()
         error: FlopsError | None = None

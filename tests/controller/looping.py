@@ -9,6 +9,7 @@ from typing import Any
 from bench.null_world import NullExecutor, World, null_engine
 from reconciler.controller import Controller
 from reconciler.events import Observer
+from reconciler.lease import Lease
 from reconciler.looking import ProjectView
 from reconciler.plan import Stage
 from reconciler.publishing import Publisher
@@ -86,6 +87,7 @@ class Looping:
             monotonic=self.clock,
             wait=self._wait,
             uniform=lambda _, high: high,
+            lease=Lease(self.engine.journal, monotonic=self.clock, holder=f"controller {state}", is_dead=lambda _: False),
         )
         self.controller._pace.serving = True
 
