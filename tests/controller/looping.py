@@ -67,6 +67,7 @@ class Looping:
         self.clock = Clock()
         self.config = config or OperatorConfig()
         self.before: Callable[[ProjectView, Stage], None] | None = None
+        self.after: Callable[[ProjectView, Stage], None] | None = None
         self.stages: list[tuple[str, str]] = []
         self.start()
 
@@ -81,7 +82,7 @@ class Looping:
         self.controller = Controller(
             self.engine,
             observer,
-            execute=NullExecutor(self.engine, self._before),
+            execute=NullExecutor(self.engine, self._before, self._after),
             pool=self.pool,
             publisher=Publisher(self.engine.status, self.warnings.append, background=False),
             monotonic=self.clock,
@@ -95,6 +96,10 @@ class Looping:
         self.stages.append((view.name, str(stage)))
         if self.before is not None:
             self.before(view, stage)
+
+    def _after(self, view: ProjectView, stage: Stage) -> None:
+        if self.after is not None:
+            self.after(view, stage)
 
     def _wait(self, _changed: object, seconds: float | None) -> None:
         """Waiting in `converge`: let a worker work, or time pass."""
