@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from reconciler.engine import Engine
 from reconciler.errors import ControllerError, FlopsError
 from reconciler.events import Observer
-from reconciler.execution import Ending, Execution
+from reconciler.execution import Ending, Execution, unexpected
 from reconciler.lease import TERM, Heartbeat, Lease
 from reconciler.ledger import Finished, Ledger
 from reconciler.looking import Looker, ProjectView, View
@@ -140,7 +141,10 @@ class Controller:
 
     def look(self, *, fetch: bool = True) -> View:
         """A look that waits for everything it asks for, and changes nothing (`flops plan`)."""
-        return Looker(self._engine).look(self._publisher.load(), fetch=fetch, complain=self._complain)
+        looker = Looker(self._engine)
+        if fetch:
+            looker.fetch(self._complain)
+        return looker.look(self._publisher.load(), complain=self._complain)
 
     def converge(self, tries: int = MAX_TRIES) -> Convergence:
         """Until nothing is left to do, or what is left failed `tries` times (`flops reconcile --once`)."""
@@ -235,18 +239,27 @@ class Controller:
             self.revisions.refresh()
             self._publisher.retry()
         fetch = self._pace.begins(now, fetch=bool(asked))
-        if self.view is None:
-            self.ledger.load(self._publisher.load())
-            self.queue.keep(())
         before, self._complaints = self._complaints, {}
         trouble = True
         try:
-            self.view = self._looker.look(self.ledger.documents, fetch=fetch, complain=lambda error: self._complain(error, before))
+            if fetch:
+                self._looker.fetch(lambda error: self._complain(error, before))
+            if self.view is None:
+                self.ledger.load(self._publisher.load())
+                self.queue.keep(())
+            elif fetch and self._publisher.was_changed():
+                self.ledger.dirty = True  # somebody wrote to the status branch: it is ours, so it says again what is so
+            self.view = self._looker.look(self.ledger.documents, complain=lambda error: self._complain(error, before))
             trouble = bool(self.view.unreachable or (self.view.waiting and not self.revisions.in_flight))
         except FlopsError as error:
             if not self._pace.serving:
                 raise
             self._complain(error, before)
+        except Exception as bug:
+            if not self._pace.serving:
+                raise
+            self._observer.tell("", "traceback", "".join(traceback.format_exception(bug)))
+            self._complain(unexpected(bug), before)
         finally:
             delay = self.queue.delay(self._pace.bad_looks + 1) if trouble else None
             self._pace.ends(now, self._monotonic(), trouble=delay)
@@ -268,7 +281,11 @@ class Controller:
                 self.queue.drop(name)
             else:
                 self.queue.put(name, work_key(item))
-            self._note(name, item, view, finished.get(name))
+            try:
+                self._note(name, item, view, finished.get(name))
+            except Exception as bug:  # a document that cannot be made is one project's, and is made anew
+                self._observer.tell(name, "traceback", "".join(traceback.format_exception(bug)))
+                self.ledger.forget(name)
         if self._guarded(view):
             error = ControllerError(
                 "FL9005",
@@ -330,9 +347,7 @@ class Controller:
         try:
             execution = self._execute(run.view, lambda: run.called_off.is_set() or self._stop.is_set() or self._lost.is_set())
         except Exception as error:  # an executor never raises; should it, its project says so and the loop goes on
-            cause = f"An error that should not happen: {type(error).__name__}."
-            told = ControllerError("FL9003", cause, cure="Please report it.")
-            execution = Execution(Ending.STALLED, str(told), error=told)
+            execution = Execution(Ending.STALLED, str(unexpected(error)), error=unexpected(error))
         with self._changed:
             self._done.append((run.view.name, execution))
             self._changed.notify_all()

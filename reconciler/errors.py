@@ -188,6 +188,7 @@ CODES: dict[str, str] = {
     "FL9010": "the revision of an ML repo is being looked up",
     "FL9011": "the loop was stopped before it could look",
     "FL9012": "the journal cannot be written",
+    "FL9013": "records of a project that cannot be read",
     "FL9021": "another reconciler has taken over the state directory",
     "FL9301": "a webhook secret that is empty or can be guessed",
     "FL9302": "a webhook that is not signed with our secret",

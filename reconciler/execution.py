@@ -131,8 +131,10 @@ def _as_flops_error(raised: Exception, work: Work) -> FlopsError:
             transient=True,
         )
     work.tell("traceback", "".join(traceback.format_exception(raised)))
-    return ControllerError(
-        "FL9003",
-        f"An error that should not happen: {type(raised).__name__}.",
-        cure="The traceback is in `flops logs`; please report it.",
-    )
+    return unexpected(raised)
+
+
+def unexpected(error: BaseException) -> ControllerError:
+    """An error of the reconciler itself. Its text stays out: it may quote what it should not."""
+    cause = f"An error that should not happen: {type(error).__name__}."
+    return ControllerError("FL9003", cause, cure="The traceback is in `flops logs`; please report it.")

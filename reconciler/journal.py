@@ -108,8 +108,8 @@ class Journal:
     def begin(self, project: str, digest: str, stage: str, commit: str) -> int:
         """Write the intent to run a stage; the number is for `finish`.
 
-        Raises ControllerError, and then nothing may be started: FL9021 when another controller has taken over, FL9012 when it cannot
-        be written. Both are transient.
+        Raises ControllerError, and then nothing may be started: FL9021 when another controller has taken over, FL9012 when it
+        cannot be written. Both are transient.
         """
         row = (project, digest, stage, commit, self._clock(), self.fence, self.fence)
         try:

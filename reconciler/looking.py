@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from reconciler.desired import DesiredState, Found, Resolve, Unresolved
 from reconciler.engine import Engine
-from reconciler.errors import FlopsError, SourceError
+from reconciler.errors import ControllerError, FlopsError, SourceError
 from reconciler.observe import (
     Registries,
     Versions,
@@ -86,18 +86,19 @@ class Looker:
         self._views: dict[str, ProjectView] = {}
         self.commit = ""
 
-    def look(self, documents: Mapping[str, Document], *, fetch: bool = True, complain: Callable[[FlopsError], None]) -> View:
-        """Look once. `complain` is told of what is wrong with the repo while the look goes on with what was fetched last.
+    def fetch(self, complain: Callable[[FlopsError], None]) -> None:
+        """Fetch. A remote that cannot be reached is not an empty repo: `complain` is told, and what was fetched last stays."""
+        try:
+            self._engine.repo.fetch()
+        except SourceError as error:
+            complain(error)
+
+    def look(self, documents: Mapping[str, Document], *, complain: Callable[[FlopsError], None]) -> View:
+        """Look once. `complain` is told of what is wrong with the repo while the look goes on with what is known.
 
         Raises SourceError when there is nothing to go on with.
         """
         engine = self._engine
-        if fetch:
-            try:
-                engine.repo.fetch()
-            except SourceError as error:
-                # A remote that cannot be reached is not an empty repo.
-                complain(error)
         try:
             self.commit = engine.repo.desired_commit(engine.config.branch)
         except SourceError as error:
@@ -111,7 +112,7 @@ class Looker:
         before, views = self._views, {}
         for item in found:
             name = _name(item)
-            views[name] = self._project(name, item, documents.get(name, NOTHING), services.get(name), unreachable)
+            views[name] = self._safely(name, item, documents.get(name, NOTHING), services.get(name), unreachable)
         for name in sorted(services.keys() - views.keys()):
             views[name] = self._undeclared(name, documents.get(name, NOTHING), services[name])
         changed = {name for name, item in views.items() if item is not before.get(name)} | (before.keys() - views.keys())
@@ -128,13 +129,19 @@ class Looker:
         self._registries.keep(customers)
         return unreachable
 
+    def _safely(
+        self, name: str, item: Found, document: Document, service: Service | None, unreachable: dict[str, FlopsError]
+    ) -> ProjectView:
+        """One project's records, whatever is in them, keep no other project from being looked at."""
+        try:
+            return self._project(name, item, document, service, unreachable)
+        except Exception as error:
+            cause = f"What is recorded of the project cannot be read: {type(error).__name__}."
+            told = ControllerError("FL9013", cause, cure="Please report it; the other projects go on.", transient=True)
+            return self._unknown(name, None, None, document, service, told)
+
     def _project(
-        self,
-        name: str,
-        item: Found,
-        document: Document,
-        service: Service | None,
-        unreachable: dict[str, FlopsError],
+        self, name: str, item: Found, document: Document, service: Service | None, unreachable: dict[str, FlopsError]
     ) -> ProjectView:
         before = self._views.get(name)
         customer = _customer(item)
