@@ -22,6 +22,7 @@ from reconciler.observe import (
 )
 from reconciler.plan import Change, DesiredProject, ObservedProject, Plan, ProjectPlan, plan, plan_project
 from reconciler.runtimes.model import Service
+from reconciler.source.signatures import Signatures
 from reconciler.stages import Declared
 from reconciler.statusdoc import Document
 
@@ -81,9 +82,17 @@ class Looker:
 
     def __init__(self, engine: Engine, resolve: Resolve | None = None) -> None:
         self._engine = engine
-        self._desired = DesiredState(engine.ml_repos, engine.catalog, resolve, engine.clock)
+        self._desired = DesiredState(engine.ml_repos, engine.catalog, resolve, engine.clock, engine.config.policy)
         self._registries = Registries(engine.tracking_if_any, engine.registry_state)
         self._views: dict[str, ProjectView] = {}
+        policy = engine.config.policy
+        self._signatures = Signatures(
+            engine.repo.path,
+            policy.signed_commits,
+            allowed_signers=policy.allowed_signers,
+            gnupg_home=policy.gnupg_home,
+            since=policy.signed_since,
+        )
         self.commit = ""
 
     def fetch(self, complain: Callable[[FlopsError], None]) -> None:
@@ -100,7 +109,11 @@ class Looker:
         """
         engine = self._engine
         try:
-            self.commit = engine.repo.desired_commit(engine.config.branch)
+            head = engine.repo.desired_commit(engine.config.branch)
+            self.commit = self._signatures.believed(head)
+            if self.commit != head:
+                cause = f"The branch's head {head[:12]} is not signed by an allowed key; {self.commit[:12]} is still declared."
+                complain(SourceError("FL1710", cause, cure="Sign it, or revert it.", transient=True))
         except SourceError as error:
             if not self.commit:
                 raise

@@ -47,7 +47,7 @@ def _now(engine: Engine) -> Plan:
 def _between(engine: Engine, base: str, head: str) -> Plan:
     """The plan for `head` in a world where `base` is converged: what a merge would do, without asking any service."""
     documents = read_documents(engine.status.read())
-    state = DesiredState(engine.ml_repos, engine.catalog)
+    state = DesiredState(engine.ml_repos, engine.catalog, policy=engine.config.policy)
 
     def desired(revision: str) -> list[DesiredProject]:
         snapshot = engine.repo.read_snapshot(engine.repo.resolve(revision))
