@@ -15,7 +15,7 @@ help:
 	@echo "make check   format, lint, types, layers, schemas, workflows"
 	@echo "make test    all tests"
 	@echo "make demo    the base case before your eyes: merge, serve, retrain, revert"
-	@echo "make bench   the figures of the base case"
+	@echo "make bench   the figures of the base case and of the loop"
 	@echo "make sync    write what is generated: schemas, example projects, error page"
 
 setup: $(STAMP)
@@ -51,9 +51,10 @@ demo: setup
 
 bench: setup
 	$(BIN)/python -m bench.base_case
+	$(BIN)/python -m bench.controller
 
 soak: setup
-	FLOPS_SOAK=1 $(BIN)/python -m pytest tests/spec tests/plan
+	FLOPS_SOAK=1 $(BIN)/python -m pytest tests/spec tests/plan tests/controller/test_state_machine.py
 
 sync: setup
 	$(BIN)/python -m reconciler.spec.schemas

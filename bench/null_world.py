@@ -42,6 +42,8 @@ class World:
     images: set[str] = field(default_factory=set)
     trained: list[tuple[str, str]] = field(default_factory=list)
     """Every training that was finished, (project, digest), in order."""
+    doubles: int = 0
+    """Trainings that were begun although their run was recorded: must stay 0."""
     actions: int = 0
     generation: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -85,6 +87,7 @@ class World:
     def train(self, project: str, customer: str, digest: str) -> None:
         """Record a run, once a digest."""
         with self.lock:
+            self.doubles += (customer, project, digest) in self.runs
             if (customer, project, digest) not in self.runs:
                 self.trained.append((project, digest))
                 self.runs[customer, project, digest] = RunInfo(f"run-{len(self.runs)}", digest, "", {"accuracy": 0.9})
@@ -160,11 +163,16 @@ def null_engine(repo_dir: Path, state: Path, world: World, config: OperatorConfi
 
 
 class NullExecutor:
-    """Does in memory what a plan says. `before` is called with each stage and may raise, wait or kill."""
+    """Does in memory what a plan says. `before` and `after` are called around each stage's effect and may raise, wait or kill."""
 
-    def __init__(self, engine: NullEngine, before: Callable[[ProjectView, Stage], None] | None = None) -> None:
+    def __init__(
+        self,
+        engine: NullEngine,
+        before: Callable[[ProjectView, Stage], None] | None = None,
+        after: Callable[[ProjectView, Stage], None] | None = None,
+    ) -> None:
         self._engine, self._world = engine, engine.world
-        self._before = before
+        self._before, self._after = before, after
 
     def __call__(self, view: ProjectView, cancelled: Callable[[], bool]) -> Execution:
         """The whole plan of one project."""
@@ -179,11 +187,16 @@ class NullExecutor:
             if cancelled():
                 return Execution(Ending.CANCELLED, f"cancelled before {action.stage}", tuple(reports))
             commit = view.declared.commit if view.declared else ""
-            intent = self._engine.journal.begin(view.name, view.plan.run_digest, action.stage, commit)
+            try:
+                intent = self._engine.journal.begin(view.name, view.plan.run_digest, action.stage, commit)
+            except FlopsError as refused:
+                return Execution(Ending.TRANSIENT, str(refused), tuple(reports), error=refused)
             try:
                 if self._before is not None:
                     self._before(view, action.stage)
                 self._stage(view, action.stage)
+                if self._after is not None:
+                    self._after(view, action.stage)
             except FlopsError as error:
                 self._engine.journal.finish(intent, "failed", str(error), 0.0)
                 if cancelled():

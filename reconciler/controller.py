@@ -14,19 +14,18 @@ from __future__ import annotations
 import random
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from filelock import FileLock, Timeout
-
-from reconciler.digests import digest_of
 from reconciler.engine import Engine
 from reconciler.errors import ControllerError, FlopsError
 from reconciler.events import Observer
-from reconciler.execution import Ending, Execution
+from reconciler.execution import Ending, Execution, unexpected
+from reconciler.lease import TERM, Heartbeat, Lease
 from reconciler.ledger import Finished, Ledger
 from reconciler.looking import Looker, ProjectView, View
 from reconciler.pace import Pace
@@ -34,6 +33,7 @@ from reconciler.plan import Change
 from reconciler.publishing import Publisher
 from reconciler.revisions import Revisions
 from reconciler.running import Execute, StagesExecutor
+from reconciler.turns import declares_nothing, waits_for, why_superseded, work_key
 from reconciler.workqueue import WorkQueue
 
 MAX_TRIES = 6
@@ -71,6 +71,7 @@ class Controller:
         execute: Execute | None = None,
         pool: Executor | None = None,
         publisher: Publisher | None = None,
+        lease: Lease | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         wait: Waiter = lambda changed, seconds: changed.wait(seconds),
         uniform: Callable[[float, float], float] = random.uniform,
@@ -82,6 +83,7 @@ class Controller:
         self._asking = pool or ThreadPoolExecutor(max_workers=4, thread_name_prefix="ml-repo")
         self._monotonic, self._wait = monotonic, wait
         self._publisher = publisher or Publisher(engine.status, lambda text: observer.tell("", "warning", text))
+        self.lease = lease or Lease(engine.journal, monotonic=monotonic)
         poll = engine.config.poll_interval
         self.revisions = Revisions(
             engine.ml_repos, self._asking, lambda: self.wake(fetch=False), monotonic=monotonic, uniform=uniform, refresh=poll
@@ -96,7 +98,9 @@ class Controller:
         self._executions: dict[str, Execution] = {}
         self._complaints: dict[str, str] = {}
         self._tries = MAX_TRIES
+        self._standing_by = False
         self._stop = threading.Event()
+        self._lost = threading.Event()
         # Shared with other threads, behind `_changed`: what ended, and whether to look (and to fetch).
         self._changed = threading.Condition()
         self._done: deque[tuple[str, Execution]] = deque()
@@ -137,32 +141,78 @@ class Controller:
 
     def look(self, *, fetch: bool = True) -> View:
         """A look that waits for everything it asks for, and changes nothing (`flops plan`)."""
-        return Looker(self._engine).look(self._publisher.load(), fetch=fetch, complain=self._complain)
+        looker = Looker(self._engine)
+        if fetch:
+            looker.fetch(self._complain)
+        return looker.look(self._publisher.load(), complain=self._complain)
 
     def converge(self, tries: int = MAX_TRIES) -> Convergence:
         """Until nothing is left to do, or what is left failed `tries` times (`flops reconcile --once`)."""
         self._tries = tries
-        with self._alone():
+        if not self.lease.try_acquire():
+            raise ControllerError(
+                "FL9004",
+                "Another reconciler works on this state directory.",
+                cure="Wait for it or stop it; two never work on one state.",
+                transient=True,
+            )
+        with self._leading():
             self.wake()
-            while True:
+            while not self._stop.is_set() and not self._lost.is_set():
                 pause = self.step()
-                if self._stop.is_set() or self._idle():
+                if self._idle():
                     break
                 self._rest(pause)
             self._end()
-        if self.view is None:
-            raise ControllerError("FL9011", "It was stopped before it could look.", cure="Start it again.", transient=True)
+        if self.view is None or self._lost.is_set():
+            raise ControllerError("FL9011", "It was stopped before it was done.", cure="Start it again.", transient=True)
         retrying = any(item.ending in {Ending.TRANSIENT, Ending.CANCELLED} for item in self._executions.values())
         return Convergence(self.view, dict(self._executions), not retrying and not self.view.unreachable and not self.view.waiting)
 
     def serve(self) -> None:
-        """Go on until `stop`: looks are asked for by triggers, and made by the clock where no trigger can be relied on."""
+        """Go on until `stop`: looks are asked for by triggers, and made by the clock where no trigger can be relied on.
+
+        Beside another controller of the same state directory it waits for its turn, and waits again when it lost it.
+        """
         self._pace.serving = True
-        with self._alone():
-            self.wake()
-            while not self._stop.is_set():
-                self._rest(self.step())
-            self._end()
+        while not self._stop.is_set():
+            if not self.lease.try_acquire():
+                self._stand_by()
+                continue
+            self._standing_by = False
+            with self._leading():
+                self.wake()
+                while not self._stop.is_set() and not self._lost.is_set():
+                    self._rest(self.step())
+                self._drain()
+            if self._lost.is_set() and not self._stop.is_set():
+                self._observer.tell("", "warning", "another reconciler has taken over; this one waits for its turn")
+                self.view, self._finished = None, {}
+                self._lost.clear()
+        self._end()
+
+    @contextmanager
+    def _leading(self) -> Iterator[None]:
+        beats = Heartbeat(self.lease, self._lose)
+        try:
+            yield
+        finally:
+            beats.close()
+            self.lease.release()
+
+    def _lose(self) -> None:
+        """The lease is somebody else's: call off everything, start nothing, tell nothing."""
+        self._lost.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _stand_by(self) -> None:
+        if not self._standing_by:
+            self._observer.tell("", "serve", "another reconciler works on this state directory; this one stands by")
+            self._standing_by = True
+        with self._changed:
+            if not self._stop.is_set():
+                self._wait(self._changed, TERM / 5)
 
     def step(self) -> float | None:
         """Everything that can be decided now; seconds until there is something to decide without a trigger."""
@@ -189,17 +239,27 @@ class Controller:
             self.revisions.refresh()
             self._publisher.retry()
         fetch = self._pace.begins(now, fetch=bool(asked))
-        if self.view is None:
-            self.ledger.load(self._publisher.load())
         before, self._complaints = self._complaints, {}
         trouble = True
         try:
-            self.view = self._looker.look(self.ledger.documents, fetch=fetch, complain=lambda error: self._complain(error, before))
+            if fetch:
+                self._looker.fetch(lambda error: self._complain(error, before))
+            if self.view is None:
+                self.ledger.load(self._publisher.load())
+                self.queue.keep(())
+            elif fetch and self._publisher.was_changed():
+                self.ledger.dirty = True  # somebody wrote to the status branch: it is ours, so it says again what is so
+            self.view = self._looker.look(self.ledger.documents, complain=lambda error: self._complain(error, before))
             trouble = bool(self.view.unreachable or (self.view.waiting and not self.revisions.in_flight))
         except FlopsError as error:
             if not self._pace.serving:
                 raise
             self._complain(error, before)
+        except Exception as bug:
+            if not self._pace.serving:
+                raise
+            self._observer.tell("", "traceback", "".join(traceback.format_exception(bug)))
+            self._complain(unexpected(bug), before)
         finally:
             delay = self.queue.delay(self._pace.bad_looks + 1) if trouble else None
             self._pace.ends(now, self._monotonic(), trouble=delay)
@@ -220,8 +280,12 @@ class Controller:
             elif item.plan.is_noop:
                 self.queue.drop(name)
             else:
-                self.queue.put(name, _key(item))
-            self._note(name, item, view, finished.get(name))
+                self.queue.put(name, work_key(item))
+            try:
+                self._note(name, item, view, finished.get(name))
+            except Exception as bug:  # a document that cannot be made is one project's, and is made anew
+                self._observer.tell(name, "traceback", "".join(traceback.format_exception(bug)))
+                self.ledger.forget(name)
         if self._guarded(view):
             error = ControllerError(
                 "FL9005",
@@ -236,7 +300,7 @@ class Controller:
         run = self._runs.get(name)
         if run is None or run.called_off.is_set() or run.view.plan.change is Change.PRUNE:
             return
-        if reason := _why_superseded(item, run.key):
+        if reason := why_superseded(item, run.key):
             run.called_off.set()
             self._observer.tell(name, "superseded", f"called off: {reason}", digest=run.view.plan.run_digest)
 
@@ -247,24 +311,24 @@ class Controller:
         elif name in self._runs:
             return  # it says that it is being worked on, and whether it is tried again
         elif finished is not None:
-            self.ledger.finished(item, _key(item), finished)
-        elif not item.plan.is_noop and (others := self._waits_for(item, view)):
+            self.ledger.finished(item, work_key(item), finished)
+        elif not item.plan.is_noop and (others := waits_for(item, view, self._runs)):
             self.ledger.waits(item, others)
-        elif not self.queue.failures(name, _key(item)):
+        elif not self.queue.failures(name, work_key(item)):
             self.ledger.settled(item)
 
     # --- working
 
     def _start(self, now: float) -> None:
         view = self.view
-        if view is None or self._stop.is_set() or not self.queue.has_room:
+        if view is None or self._stop.is_set() or self._lost.is_set() or not self.queue.has_room:
             return
         guarded = self._guarded(view)
         for name in self.queue.due(now):
             item = view.projects.get(name)
             if item is None or (guarded and item.plan.change is Change.PRUNE) or self._gave_up(item):
                 continue
-            if others := self._waits_for(item, view):
+            if others := waits_for(item, view, self._runs):
                 self.ledger.waits(item, others)
                 continue
             self._begin(item, view.commit, now)
@@ -272,7 +336,7 @@ class Controller:
                 return
 
     def _begin(self, item: ProjectView, commit: str, now: float) -> None:
-        run = self._runs[item.name] = _Run(item, _key(item), commit, now)
+        run = self._runs[item.name] = _Run(item, work_key(item), commit, now)
         self.queue.start(item.name)
         # While something is tried again its document says why; that it is tried again is no transition.
         if item.plan.change is not Change.PRUNE and not self.queue.failures(item.name, run.key):
@@ -281,11 +345,9 @@ class Controller:
 
     def _work(self, run: _Run) -> None:
         try:
-            execution = self._execute(run.view, lambda: run.called_off.is_set() or self._stop.is_set())
+            execution = self._execute(run.view, lambda: run.called_off.is_set() or self._stop.is_set() or self._lost.is_set())
         except Exception as error:  # an executor never raises; should it, its project says so and the loop goes on
-            cause = f"An error that should not happen: {type(error).__name__}."
-            told = ControllerError("FL9003", cause, cure="Please report it.")
-            execution = Execution(Ending.STALLED, str(told), error=told)
+            execution = Execution(Ending.STALLED, str(unexpected(error)), error=unexpected(error))
         with self._changed:
             self._done.append((run.view.name, execution))
             self._changed.notify_all()
@@ -313,18 +375,11 @@ class Controller:
             self._finished[name] = Finished(run.view, run.key, run.commit, execution)
             self.ledger.remember(self._finished[name])
 
-    def _waits_for(self, item: ProjectView, view: View) -> str:
-        """The projects that have to come first and are not there yet, for people."""
-        depends = item.desired.depends_on if item.desired else ()
-        return ", ".join(name for name in depends if name in self._runs or not _is_there(view.projects.get(name)))
-
     def _gave_up(self, item: ProjectView) -> bool:
-        return not self._pace.serving and self.queue.failures(item.name, _key(item)) >= self._tries
+        return not self._pace.serving and self.queue.failures(item.name, work_key(item)) >= self._tries
 
     def _guarded(self, view: View) -> bool:
-        """Whether the branch suddenly declares nothing: more likely a mistake than a wish."""
-        nothing = view.services > 0 and all(item.plan.change is Change.PRUNE for item in view.projects.values())
-        return nothing and not self._engine.config.allow_empty
+        return declares_nothing(view) and not self._engine.config.allow_empty
 
     # --- telling and resting
 
@@ -338,9 +393,10 @@ class Controller:
             self._observer.tell("", "warning", str(error), data=error.to_dict())
         self._complaints[error.code] = str(error)
 
-    def _rest(self, seconds: float | None) -> None:
+    def _rest(self, seconds: float | None, *, draining: bool = False) -> None:
         with self._changed:
-            ready = self._done or self._stop.is_set() or (self._asked is not None and not seconds)
+            ended = (self._stop.is_set() or self._lost.is_set()) and not draining
+            ready = self._done or ended or (self._asked is not None and not seconds)
             if not ready and (seconds is None or seconds > 0):
                 self._wait(self._changed, seconds)
 
@@ -352,61 +408,18 @@ class Controller:
         if 0 < self._pace.bad_looks < self._tries:
             return False
         left = [view.projects[name] for name in self.queue.waiting() if name in view.projects]
-        return all(self._gave_up(item) or self._waits_for(item, view) for item in left)
+        return all(self._gave_up(item) or waits_for(item, view, self._runs) for item in left)
+
+    def _drain(self) -> None:
+        """Wait for the workers, which were told to stop."""
+        while self._runs:
+            self._rest(0.2, draining=True)
+            self._collect(self._monotonic())
+        if not self._lost.is_set():
+            self._offer()
 
     def _end(self) -> None:
-        """Wait for the workers, which were told to stop, and bring out what is to be told."""
-        while self._runs:
-            self._rest(0.2)
-            self._collect(self._monotonic())
-        self._offer()
+        self._drain()
         self._publisher.close()
         for pool in {self._pool, self._asking}:
             pool.shutdown(wait=False, cancel_futures=True)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        lock = FileLock(self._engine.state / "controller.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ControllerError(
-                "FL9004",
-                "Another reconciler works on this state directory.",
-                cure="Wait for it or stop it; two never work on one state.",
-                transient=True,
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
-
-
-def _why_superseded(item: ProjectView | None, key: str) -> str:
-    """Why work on the content `key` is called off, or nothing."""
-    if item is None or item.desired is None:
-        return "" if item is not None and item.unreachable else "the project is not declared any more"
-    if item.desired.suspended:
-        return "suspend is true"
-    if item.desired.problems or _key(item) == key:
-        return ""  # what is not valid supersedes nothing
-    if item.declared is not None and item.declared.sla.on_change == "finish":
-        return ""
-    return "newer content was committed"
-
-
-def _key(item: ProjectView) -> str:
-    """What is worked on for a project: newer content is content with another key."""
-    if item.desired is None or item.desired.problems:
-        return ""
-    desired = item.desired
-    return digest_of([desired.serving_digest, desired.gate_digest, sorted(desired.steps), desired.suspended])
-
-
-def _is_there(item: ProjectView | None) -> bool:
-    """Whether a project that others depend on has what it declares."""
-    if item is None or item.desired is None:
-        return False
-    if item.plan.change is Change.SUSPENDED:
-        return item.desired.run_digest in item.observed.models
-    return item.plan.change is Change.NONE

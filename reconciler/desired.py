@@ -20,12 +20,13 @@ from reconciler.errors import FlopsError, SourceError, SpecError, SpecErrors, Wh
 from reconciler.federation.data import DataCatalog
 from reconciler.federation.runtime_version import TRAINING_VERSION, mlruntime_digest
 from reconciler.plan import DesiredProject
+from reconciler.policy import Asked, violations
 from reconciler.schedule import Schedules
 from reconciler.source import MLRepoRevision, MLRepos, ProjectFiles, Snapshot
 from reconciler.spec import (
     BuildPlan,
-    ImagesConfig,
     MockData,
+    OperatorConfig,
     ProjectSLA,
     deployment_spec,
     effective_plan,
@@ -36,6 +37,7 @@ from reconciler.spec import (
     training_spec,
 )
 from reconciler.spec.dependencies import circles, missing
+from reconciler.spec.policy import Policy
 from reconciler.stages.model import Declared
 
 INFERENCE = "inference"
@@ -78,7 +80,7 @@ class _Kept:
 
 
 class DesiredState:
-    """Makes `Declared` projects of a snapshot; keeps what it parsed by tree hash.
+    """Makes `Declared` projects of a snapshot that the operator's policy allows; keeps what it parsed by tree hash.
 
     `resolve` finds the revisions of ML repos elsewhere; as `MLRepos.resolve` it waits for the network.
     """
@@ -89,16 +91,15 @@ class DesiredState:
         catalog: DataCatalog,
         resolve: Resolve | None = None,
         clock: Callable[[], float] = time.time,
-        *,
-        allow_file_urls: bool = False,
-        images: ImagesConfig | None = None,
+        config: OperatorConfig | None = None,
     ) -> None:
         self._repos = repos
         self._catalog = catalog
         self._resolve = resolve or (lambda url, ref, subdir, _follow: repos.resolve(url, ref, subdir, Snapshot("", {})))
-        self._allow_file_urls = allow_file_urls
-        self._images = images or ImagesConfig()
+        config = config or OperatorConfig()
+        self._allow_file_urls, self._images = config.allow_file_urls, config.images
         self._clock, self._schedules = clock, Schedules()
+        self._policy = config.policy if config.policy != Policy() else None
         self._parsed: dict[str, Parsed | Problems] = {}
         self._kept: dict[str, _Kept] = {}
         self._invalid: dict[str, DesiredProject] = {}
@@ -112,7 +113,7 @@ class DesiredState:
         """
         rejected = {error.where.path.split("/")[1]: error for error in snapshot.rejected if error.where}
         parsed = {name: self._parse(files) for name, files in snapshot.projects.items() if name not in rejected}
-        wrong = _dependencies(parsed, rejected)
+        wrong = self._refused(parsed, snapshot, recorded) | _dependencies(parsed, rejected)
         inside = self._trees_inside(snapshot, parsed)
         data: dict[tuple[object, ...], tuple[tuple[str, str], ...] | FlopsError] = {}
         found: list[Found] = []
@@ -129,6 +130,19 @@ class DesiredState:
                 found.append(self._declare_or_say(snapshot, name, item, recorded.get(name, {}), inside, data))
         self._forget(snapshot, rejected.keys() | parsed.keys())
         return found
+
+    def _refused(
+        self, parsed: Mapping[str, Parsed | Problems], snapshot: Snapshot, recorded: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, FlopsError]:
+        """The projects that the operator's policy does not allow."""
+        if self._policy is None:
+            return {}
+        asked = [
+            Asked(name, snapshot.projects[name].path, item.sla, kept=bool(recorded.get(name, {}).get("inputs")))
+            for name, item in parsed.items()
+            if isinstance(item, Parsed)
+        ]
+        return dict(violations(self._policy, asked))
 
     def _declare_or_say(
         self,

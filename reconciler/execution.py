@@ -75,7 +75,12 @@ def execute(
             continue
         if work.cancelled():
             return Execution(Ending.CANCELLED, f"cancelled before {action.stage}", tuple(reports), data)
-        intent = journal.begin(plan.name, plan.run_digest, action.stage, work.declared.commit)
+        try:
+            intent = journal.begin(plan.name, plan.run_digest, action.stage, work.declared.commit)
+        except FlopsError as refused:
+            # Without an intent there is no effect.
+            ending = Ending.CANCELLED if work.cancelled() else Ending.TRANSIENT
+            return Execution(ending, str(refused), tuple(reports), data, refused)
         work.tell("stage", f"{action.stage} …", {"stage": action.stage})
         started = monotonic()
         error: FlopsError | None = None
@@ -126,8 +131,10 @@ def _as_flops_error(raised: Exception, work: Work) -> FlopsError:
             transient=True,
         )
     work.tell("traceback", "".join(traceback.format_exception(raised)))
-    return ControllerError(
-        "FL9003",
-        f"An error that should not happen: {type(raised).__name__}.",
-        cure="The traceback is in `flops logs`; please report it.",
-    )
+    return unexpected(raised)
+
+
+def unexpected(error: BaseException) -> ControllerError:
+    """An error of the reconciler itself. Its text stays out: it may quote what it should not."""
+    cause = f"An error that should not happen: {type(error).__name__}."
+    return ControllerError("FL9003", cause, cure="The traceback is in `flops logs`; please report it.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ CREATE TABLE IF NOT EXISTS stages (
   id INTEGER PRIMARY KEY, project TEXT NOT NULL, digest TEXT NOT NULL, stage TEXT NOT NULL, commit_id TEXT NOT NULL,
   started REAL NOT NULL, seconds REAL, result TEXT, message TEXT);
 CREATE INDEX IF NOT EXISTS stages_by_project ON stages (project, digest, id);
+CREATE TABLE IF NOT EXISTS lease (id INTEGER PRIMARY KEY CHECK (id = 1), token INTEGER NOT NULL, holder TEXT NOT NULL,
+  beat INTEGER NOT NULL);
 """
 
 
@@ -57,14 +60,27 @@ class StageRecord:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class LeaseRow:
+    """Who works on this state directory: a token that grows with each holder, a number that changes while the holder lives."""
+
+    token: int
+    holder: str
+    beat: int
+
+
 class Journal:
     """One connection behind a lock: writers are few and short, SQLite serialises other processes."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
+        self._path = path
+        self.fence: int | None = None
+        """The token of the lease under which intents are written; None where there is no lease."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = self._open(path)
+        self._inode = path.stat().st_ino
 
     def append(
         self,
@@ -76,27 +92,87 @@ class Journal:
         stage: str = "",
         data: Mapping[str, Any] | None = None,
     ) -> Event:
-        """Write one event and return it."""
+        """Write one event and return it. A journal that cannot be written costs its history, and stops nothing."""
         at = self._clock()
         row = (at, project, digest, kind, stage, message, orjson.dumps(dict(data or {}), default=str))
-        with self._lock, self._db:
-            cursor = self._db.execute(
-                "INSERT INTO events (at, project, digest, kind, stage, message, data) VALUES (?,?,?,?,?,?,?)", row
+        number = 0
+        with suppress(sqlite3.Error), self._lock, self._db:
+            number = int(
+                self._db.execute(
+                    "INSERT INTO events (at, project, digest, kind, stage, message, data) VALUES (?,?,?,?,?,?,?)", row
+                ).lastrowid
+                or 0
             )
-        return Event(int(cursor.lastrowid or 0), at, project, digest, kind, stage, message, data or {})
+        return Event(number, at, project, digest, kind, stage, message, data or {})
 
     def begin(self, project: str, digest: str, stage: str, commit: str) -> int:
-        """Write the intent to run a stage; the number is for `finish`."""
-        with self._lock, self._db:
-            cursor = self._db.execute(
-                "INSERT INTO stages (project, digest, stage, commit_id, started) VALUES (?,?,?,?,?)",
-                (project, digest, stage, commit, self._clock()),
-            )
+        """Write the intent to run a stage; the number is for `finish`.
+
+        Raises ControllerError, and then nothing may be started: FL9021 when another controller has taken over, FL9012 when it
+        cannot be written. Both are transient.
+        """
+        row = (project, digest, stage, commit, self._clock(), self.fence, self.fence)
+        try:
+            with self._lock, self._db:
+                cursor = self._db.execute(
+                    "INSERT INTO stages (project, digest, stage, commit_id, started) SELECT ?,?,?,?,? "
+                    "WHERE ? IS NULL OR EXISTS (SELECT 1 FROM lease WHERE token = ?)",
+                    row,
+                )
+        except sqlite3.Error as error:
+            cure = "Check the disk of the state directory; it is tried again."
+            raise ControllerError("FL9012", f"The journal cannot be written: {error}.", cure=cure, transient=True) from error
+        if cursor.rowcount != 1 or (self.fence is not None and not self._in_place()):
+            cause = "Another reconciler has taken over this state directory."
+            raise ControllerError("FL9021", cause, cure="This one waits for its turn.", transient=True)
         return int(cursor.lastrowid or 0)
+
+    # --- the lease
+
+    def lease(self) -> LeaseRow | None:
+        """Who holds the lease; None when nobody ever did."""
+        with self._lock:
+            found = self._db.execute("SELECT token, holder, beat FROM lease").fetchone()
+        return LeaseRow(*found) if found else None
+
+    def take_lease(self, holder: str, seen: LeaseRow | None) -> int | None:
+        """Take the lease if it is still as it was `seen`; the new token, or None when somebody was faster."""
+        with self._lock, self._db:
+            if seen is None:
+                changed = self._db.execute("INSERT OR IGNORE INTO lease (id, token, holder, beat) VALUES (1, 1, ?, 0)", (holder,))
+            else:
+                changed = self._db.execute(
+                    "UPDATE lease SET token = token + 1, holder = ?, beat = 0 WHERE token = ? AND holder = ? AND beat = ?",
+                    (holder, seen.token, seen.holder, seen.beat),
+                )
+        if changed.rowcount != 1 or not self._in_place():
+            return None
+        return seen.token + 1 if seen else 1
+
+    def beat_lease(self, token: int) -> bool:
+        """Say that the holder of a token lives; False when the lease is not that holder's any more."""
+        try:
+            with self._lock, self._db:
+                changed = self._db.execute("UPDATE lease SET beat = beat + 1 WHERE token = ? AND holder != ''", (token,))
+        except sqlite3.Error:
+            return False
+        return changed.rowcount == 1 and self._in_place()
+
+    def drop_lease(self, token: int) -> None:
+        """Give the lease back; the token stays, so that the next one is higher."""
+        with suppress(sqlite3.Error), self._lock, self._db:
+            self._db.execute("UPDATE lease SET holder = '' WHERE token = ?", (token,))
+
+    def _in_place(self) -> bool:
+        """Whether our file is still the one that others find: a state directory that was replaced has another lease."""
+        try:
+            return self._path.stat().st_ino == self._inode
+        except OSError:
+            return False
 
     def finish(self, intent: int, result: str, message: str, seconds: float) -> None:
         """Write the result of a stage whose intent was written before."""
-        with self._lock, self._db:
+        with suppress(sqlite3.Error), self._lock, self._db:
             self._db.execute("UPDATE stages SET seconds=?, result=?, message=? WHERE id=?", (seconds, result, message, intent))
 
     def events(self, project: str = "", *, after: int = 0, limit: int = 1000) -> list[Event]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from reconciler.desired import DesiredState, Found, Resolve, Unresolved
 from reconciler.engine import Engine
-from reconciler.errors import FlopsError, SourceError
+from reconciler.errors import ControllerError, FlopsError, SourceError
 from reconciler.images.store import image_name
 from reconciler.observe import (
     Registries,
@@ -23,6 +23,7 @@ from reconciler.observe import (
 )
 from reconciler.plan import BUILD_STEP, Change, DesiredProject, ObservedProject, Plan, ProjectPlan, plan, plan_project
 from reconciler.runtimes.model import Service
+from reconciler.source.signatures import Signatures
 from reconciler.stages import Declared
 from reconciler.statusdoc import Document
 
@@ -83,33 +84,39 @@ class Looker:
 
     def __init__(self, engine: Engine, resolve: Resolve | None = None) -> None:
         self._engine = engine
-        self._desired = DesiredState(
-            engine.ml_repos,
-            engine.catalog,
-            resolve,
-            engine.clock,
-            allow_file_urls=engine.config.allow_file_urls,
-            images=engine.config.images,
-        )
+        self._desired = DesiredState(engine.ml_repos, engine.catalog, resolve, engine.clock, engine.config)
         self._registries = Registries(engine.tracking_if_any, engine.registry_state)
         self._views: dict[str, ProjectView] = {}
         self._images: frozenset[str] = frozenset()
+        policy = engine.config.policy
+        self._signatures = Signatures(
+            engine.repo.path,
+            policy.signed_commits,
+            allowed_signers=policy.allowed_signers,
+            gnupg_home=policy.gnupg_home,
+            since=policy.signed_since,
+        )
         self.commit = ""
 
-    def look(self, documents: Mapping[str, Document], *, fetch: bool = True, complain: Callable[[FlopsError], None]) -> View:
-        """Look once. `complain` is told of what is wrong with the repo while the look goes on with what was fetched last.
+    def fetch(self, complain: Callable[[FlopsError], None]) -> None:
+        """Fetch. A remote that cannot be reached is not an empty repo: `complain` is told, and what was fetched last stays."""
+        try:
+            self._engine.repo.fetch()
+        except SourceError as error:
+            complain(error)
+
+    def look(self, documents: Mapping[str, Document], *, complain: Callable[[FlopsError], None]) -> View:
+        """Look once. `complain` is told of what is wrong with the repo while the look goes on with what is known.
 
         Raises SourceError when there is nothing to go on with.
         """
         engine = self._engine
-        if fetch:
-            try:
-                engine.repo.fetch()
-            except SourceError as error:
-                # A remote that cannot be reached is not an empty repo.
-                complain(error)
         try:
-            self.commit = engine.repo.desired_commit(engine.config.branch)
+            head = engine.repo.desired_commit(engine.config.branch)
+            self.commit = self._signatures.believed(head)
+            if self.commit != head:
+                cause = f"The branch's head {head[:12]} is not signed by an allowed key; {self.commit[:12]} is still declared."
+                complain(SourceError("FL1710", cause, cure="Sign it, or revert it.", transient=True))
         except SourceError as error:
             if not self.commit:
                 raise
@@ -122,7 +129,7 @@ class Looker:
         before, views = self._views, {}
         for item in found:
             name = _name(item)
-            views[name] = self._project(name, item, documents.get(name, NOTHING), services.get(name), unreachable)
+            views[name] = self._safely(name, item, documents.get(name, NOTHING), services.get(name), unreachable)
         for name in sorted(services.keys() - views.keys()):
             views[name] = self._undeclared(name, documents.get(name, NOTHING), services[name])
         changed = {name for name, item in views.items() if item is not before.get(name)} | (before.keys() - views.keys())
@@ -139,13 +146,19 @@ class Looker:
         self._registries.keep(customers)
         return unreachable
 
+    def _safely(
+        self, name: str, item: Found, document: Document, service: Service | None, unreachable: dict[str, FlopsError]
+    ) -> ProjectView:
+        """One project's records, whatever is in them, keep no other project from being looked at."""
+        try:
+            return self._project(name, item, document, service, unreachable)
+        except Exception as error:
+            cause = f"What is recorded of the project cannot be read: {type(error).__name__}."
+            told = ControllerError("FL9013", cause, cure="Please report it; the other projects go on.", transient=True)
+            return self._unknown(name, None, None, document, service, told)
+
     def _project(
-        self,
-        name: str,
-        item: Found,
-        document: Document,
-        service: Service | None,
-        unreachable: dict[str, FlopsError],
+        self, name: str, item: Found, document: Document, service: Service | None, unreachable: dict[str, FlopsError]
     ) -> ProjectView:
         before = self._views.get(name)
         customer = _customer(item)

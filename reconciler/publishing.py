@@ -27,6 +27,7 @@ class Publisher:
         self._published: Mapping[str, Document] = {}
         self._offered: Mapping[str, Document] | None = None
         self._busy = False
+        self._tip = ""
         self._closing = False
         self._hurry = threading.Event()
         self._changed = threading.Condition()
@@ -38,6 +39,7 @@ class Publisher:
 
     def load(self) -> dict[str, Document]:
         """The documents as they stand on the branch."""
+        self._tip = self._status.tip()
         found = read_documents(self._status.read())
         self._published = found
         return dict(found)
@@ -53,6 +55,11 @@ class Publisher:
                 self._thread = threading.Thread(target=self._work, name="status", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
+
+    def was_changed(self) -> bool:
+        """Whether the branch is not as we left it, while nothing of ours is on its way."""
+        with self._changed:
+            return self._offered is None and not self._busy and self._tip != self._status.tip()
 
     def retry(self) -> None:
         """Try again what did not reach the remote."""
@@ -95,6 +102,7 @@ class Publisher:
             self._note(str(error))
             return
         self._published = documents
+        self._tip = self._status.tip()
         self.commits += 1 if result.commit else 0
         self._note(f"the status branch was not pushed: {result.error}" if result.error else "")
 

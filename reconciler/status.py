@@ -65,6 +65,10 @@ class StatusBranch:
         """The files as they were last written: here if we wrote last, else as they were fetched."""
         return self._read(self._tip(*self._refs()))
 
+    def tip(self) -> str:
+        """The commit that `read` reads; empty when there is none."""
+        return self._tip(*self._refs())
+
     def publish(self, files: Mapping[str, bytes], message: str) -> PublishResult:
         """Commit `files` if they differ, and push what is not pushed.
 

@@ -17,6 +17,18 @@ from reconciler.digests import short
 Document = dict[str, Any]
 PREFIX = "projects/"
 _VOLATILE = frozenset({"seconds", "commit", "latency_p50_ms", "latency_p95_ms", "throughput", "restarts"})
+_ANY = object
+_TEXTS = {str: str}
+_FORMS: dict[str, Any] = {
+    **dict.fromkeys(("name", "customer", "digest", "serving_digest", "commit", "change"), str),
+    **dict.fromkeys(("inputs", "ml_repo", "service"), _TEXTS),
+    **{key: {str: _ANY} for key in ("lock", "dataset", "training", "verification", "gate", "error", "stalled")},
+    "model": {str: _ANY, "holdout": {str: _ANY}, "metrics": {str: _ANY}, "name": str, "version": str, "digest": str},
+    "stages": [{str: _ANY}],
+    "problems": [{str: _ANY}],
+    "conditions": [_TEXTS],
+}
+"""The forms of the fields that are read again; `str:` stands for every key that is not named."""
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -36,8 +48,13 @@ def read_documents(files: Mapping[str, bytes]) -> dict[str, Document]:
         except orjson.JSONDecodeError:
             continue
         if isinstance(document, dict):
-            found[path[len(PREFIX) : -len(".json")]] = document
+            found[path[len(PREFIX) : -len(".json")]] = sound(document)
     return found
+
+
+def sound(document: Document) -> Document:
+    """A document without what is not of its form: whoever wrote it, reading it later cannot fail."""
+    return {key: value for key, value in document.items() if key in _FORMS and _is(value, _FORMS[key])}
 
 
 def same(before: Document, after: Document) -> bool:
@@ -131,6 +148,14 @@ def clean(text: object) -> str:
 def plain(text: object) -> str:
     """Text that is safe in a cell of a Markdown table."""
     return re.sub(r"([\\|`<>\[\]*_])", r"\\\1", clean(text))
+
+
+def _is(value: Any, form: Any) -> bool:
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_is(item, form[0]) for item in value)
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(_is(item, form.get(key, form[str])) for key, item in value.items())
+    return isinstance(value, form)
 
 
 def _row(name: str, document: Document) -> str:

@@ -48,9 +48,7 @@ def _now(engine: Engine) -> Plan:
 def _between(engine: Engine, base: str, head: str) -> Plan:
     """The plan for `head` in a world where `base` is converged: what a merge would do, without asking any service."""
     documents = read_documents(engine.status.read())
-    state = DesiredState(
-        engine.ml_repos, engine.catalog, allow_file_urls=engine.config.allow_file_urls, images=engine.config.images
-    )
+    state = DesiredState(engine.ml_repos, engine.catalog, config=engine.config)
 
     def desired(revision: str) -> list[DesiredProject]:
         snapshot = engine.repo.read_snapshot(engine.repo.resolve(revision))

@@ -57,7 +57,7 @@ class ProcessRuntime:
         """Every service, from its supervisor's last word and whether that supervisor is alive; no requests are sent."""
         if not self._root.is_dir():
             return []
-        return [self._service(folder) for folder in sorted(self._root.iterdir()) if (folder / "spec.json").is_file()]
+        return [self._observed(folder) for folder in sorted(self._root.iterdir()) if (folder / "spec.json").is_file()]
 
     def apply(self, spec: ServiceSpec, verify: Verify | None = None) -> Service:
         """Start or roll over; nothing when the service runs as declared. Raises ServingError; then what ran before still runs."""
@@ -112,6 +112,13 @@ class ProcessRuntime:
                 "FL7012", f"{name[:80]!r} cannot be a service's name.", cure="Use letters, digits, '-', '_' and '.'."
             )
         return self._root / name
+
+    def _observed(self, folder: Path) -> Service:
+        """A service; one whose records are damaged is there and not healthy, so that it is applied anew and harms no other."""
+        try:
+            return self._service(folder)
+        except (OSError, ValueError, KeyError, TypeError):
+            return Service(folder.name, "127.0.0.1:0", healthy=False, labels={}, error="Its records cannot be read.")
 
     def _service(self, folder: Path) -> Service:
         state = _state(folder)

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from reconciler.spec import rules
+from reconciler.spec.policy import Policy
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 STRATEGIES = (
@@ -430,4 +431,5 @@ class OperatorConfig(_Model):
     images: ImagesConfig = Field(default_factory=ImagesConfig, description="How images are made.")
     allow_empty: bool = Field(False, description="Allow a commit that removes every project.")
     data_directories: dict[str, str] = Field(default_factory=dict, description="Directories of data files by tag.")
+    policy: Policy = Field(default_factory=Policy, description="What tenants may do.")
     poll_interval: Duration = Field(60.0, description="How often a remote is asked for commits.")

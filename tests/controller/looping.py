@@ -9,6 +9,7 @@ from typing import Any
 from bench.null_world import NullExecutor, World, null_engine
 from reconciler.controller import Controller
 from reconciler.events import Observer
+from reconciler.lease import Lease
 from reconciler.looking import ProjectView
 from reconciler.plan import Stage
 from reconciler.publishing import Publisher
@@ -66,6 +67,7 @@ class Looping:
         self.clock = Clock()
         self.config = config or OperatorConfig(allow_file_urls=True)
         self.before: Callable[[ProjectView, Stage], None] | None = None
+        self.after: Callable[[ProjectView, Stage], None] | None = None
         self.stages: list[tuple[str, str]] = []
         self.start()
 
@@ -80,12 +82,13 @@ class Looping:
         self.controller = Controller(
             self.engine,
             observer,
-            execute=NullExecutor(self.engine, self._before),
+            execute=NullExecutor(self.engine, self._before, self._after),
             pool=self.pool,
             publisher=Publisher(self.engine.status, self.warnings.append, background=False),
             monotonic=self.clock,
             wait=self._wait,
             uniform=lambda _, high: high,
+            lease=Lease(self.engine.journal, monotonic=self.clock, holder=f"controller {state}", is_dead=lambda _: False),
         )
         self.controller._pace.serving = True
 
@@ -93,6 +96,10 @@ class Looping:
         self.stages.append((view.name, str(stage)))
         if self.before is not None:
             self.before(view, stage)
+
+    def _after(self, view: ProjectView, stage: Stage) -> None:
+        if self.after is not None:
+            self.after(view, stage)
 
     def _wait(self, _changed: object, seconds: float | None) -> None:
         """Waiting in `converge`: let a worker work, or time pass."""

@@ -8,6 +8,7 @@ from reconciler.desired import DesiredState
 from reconciler.federation.data import DataCatalog
 from reconciler.plan import DesiredProject
 from reconciler.source import GitRepo, MLRepos
+from reconciler.spec import OperatorConfig
 from reconciler.stages import Declared
 from tests.conftest import Repos, commit
 
@@ -22,7 +23,9 @@ def declared(repos: Repos, urls: dict[str, str], *, allow: bool = False) -> dict
     sha = commit(clone, ML_REPO | {f"projects/{name}/sla.yaml": SLA.format(url=url) for name, url in urls.items()})
     repo = GitRepo(clone)
     state = DesiredState(
-        MLRepos(repo, repos.root / "cache"), DataCatalog(repos.root / "data", {"mine": repos.root / "mine"}), allow_file_urls=allow
+        MLRepos(repo, repos.root / "cache"),
+        DataCatalog(repos.root / "data", {"mine": repos.root / "mine"}),
+        config=OperatorConfig(allow_file_urls=allow),
     )
     found = state.of(repo.read_snapshot(sha), {})
     return {item.desired.name if isinstance(item, Declared) else item.name: item for item in found}

@@ -1,0 +1,100 @@
+"""Policy: is a declared project allowed? Pure; asked at every look, so it holds on create, update, rollback, resume and schedule.
+
+Texts name the rule that is broken and the operator's file, never what a file holds beyond the value that broke it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from reconciler.errors import SpecError, Where
+from reconciler.plan import DEPLOY_STEP
+from reconciler.spec import ProjectSLA
+from reconciler.spec.policy import Limits, Policy
+
+ASK = "Ask the operator: `policy` in flops.yaml decides."
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a project asks for. `kept` projects were accepted before; they come first when a customer's limit is reached."""
+
+    name: str
+    path: str
+    sla: ProjectSLA
+    kept: bool = False
+
+    def amounts(self) -> dict[str, int]:
+        """By the names of `Limits`."""
+        training, resources, deployment = self.sla.training_configuration, self.sla.resource_constraints, self.sla.deployment
+        learners = training.min_available_clients * max(1, len(training.clusters))
+        learners = max(learners, sum(cluster.learners for cluster in training.clusters))
+        deploys = DEPLOY_STEP in self.sla.post_training_steps
+        return {
+            "memory_mb": resources.memory * learners,
+            "vcpus": resources.vcpus * learners,
+            "learners": learners,
+            "replicas": (deployment.replicas if deployment else 1) if deploys else 0,
+            "projects": 1,
+        }
+
+
+def allows(patterns: Sequence[str] | None, value: str) -> bool:
+    """Whether a list of the policy lets a value through."""
+    return patterns is None or any(fnmatchcase(value, pattern) for pattern in patterns)
+
+
+def violations(policy: Policy, asked: Iterable[Asked]) -> dict[str, SpecError]:
+    """What is wrong with each project that is not allowed; one reason each."""
+    found: dict[str, SpecError] = {}
+    used: dict[str, dict[str, int]] = {}
+    for item in sorted(asked, key=lambda item: (not item.kept, item.name)):
+        error = _alone(policy, item) or _together(policy, item, used.setdefault(item.sla.customer_id, {}))
+        if error is not None:
+            found[item.name] = error
+    return found
+
+
+def _alone(policy: Policy, item: Asked) -> SpecError | None:
+    sla = item.sla
+    customer = sla.customer_id
+    if policy.customers is not None and customer not in policy.customers:
+        return _refused("FL1701", f"The customer {customer!r} may not have projects here.", item)
+    if not allows(policy.ml_repo_urls, sla.ml_repo_url):
+        return _refused("FL1702", "The ML repo's URL is not one of those allowed.", item)
+    for tag in sla.training_configuration.data_tags:
+        if not allows(policy.data_tags, tag):
+            return _refused("FL1703", f"The data tag {tag!r} is not allowed.", item)
+    for name in sla.deployment.environment if sla.deployment else ():
+        if not allows(policy.environment_variables, name):
+            return _refused("FL1704", f"The environment variable {name!r} is not allowed.", item)
+    if DEPLOY_STEP in sla.post_training_steps and not allows(policy.deployers, customer):
+        return _refused("FL1705", f"The customer {customer!r} may not deploy.", item)
+    for name, amount in item.amounts().items():
+        limit = None if name == "projects" else getattr(policy.project, name)
+        if limit is not None and amount > limit:
+            return _refused("FL1706", f"The project asks for {amount} {name}; the most for one project is {limit}.", item)
+    return None
+
+
+def _together(policy: Policy, item: Asked, used: dict[str, int]) -> SpecError | None:
+    """Whether there is room in the customer's limits; what is refused takes none of it."""
+    if item.sla.suspend:
+        return None
+    limits: Limits = (policy.customers or {}).get(item.sla.customer_id, policy.customer)
+    amounts = item.amounts()
+    for name, amount in amounts.items():
+        limit = getattr(limits, name)
+        total = used.get(name, 0) + amount
+        if limit is not None and total > limit:
+            cause = f"With this project customer {item.sla.customer_id!r} asks for {total} {name}; the most is {limit}."
+            return _refused("FL1707", cause, item)
+    for name, amount in amounts.items():
+        used[name] = used.get(name, 0) + amount
+    return None
+
+
+def _refused(code: str, cause: str, item: Asked) -> SpecError:
+    return SpecError(code, cause, cure=ASK, where=Where(item.path))
