@@ -107,7 +107,11 @@ def test_bad_projects_do_not_touch_a_good_one(bench: Workbench) -> None:
         add(bench, "port", more=f"deployment: {{port: {port}}}\n")
         add(bench, "hierarchy", more="")
         sla = bench.clone / "projects" / "hierarchy" / "sla.yaml"
-        sla.write_text(sla.read_text().replace("training_rounds: 1", "training_rounds: 1, mode: hierarchical, clusters: [{name: small, learners: 1}]"))
+        sla.write_text(
+            sla.read_text().replace(
+                "training_rounds: 1", "training_rounds: 1, mode: hierarchical, clusters: [{name: small, learners: 1}]"
+            )
+        )
         bench.commit("All at once")
         shown = bench.flops("reconcile", "--once", "--tries", "1", check=False)
     good = bench.status("good")
