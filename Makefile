@@ -53,7 +53,7 @@ bench: setup
 	$(BIN)/python -m bench.base_case
 
 soak: setup
-	FLOPS_SOAK=1 $(BIN)/python -m pytest tests/spec tests/plan
+	FLOPS_SOAK=1 $(BIN)/python -m pytest tests/spec tests/plan tests/federation/test_soak.py
 
 sync: setup
 	$(BIN)/python -m reconciler.spec.schemas

@@ -136,9 +136,7 @@ def _memory_per_learner(root: Path, rows: list[Row]) -> dict[str, float]:
     # The aggregator, the nursery and the exporter are larger than any learner here; ten learners are the rest.
     learners = watched.private_mb[-10:] if len(watched.private_mb) > 10 else watched.private_mb
     mean = sum(learners) / len(learners)
-    rows.append(
-        ("a learner process, private memory", f"{mean:.0f} MB", "", f"of it about {data:.0f} MB of pixels")
-    )
+    rows.append(("a learner process, private memory", f"{mean:.0f} MB", "", f"of it about {data:.0f} MB of pixels"))
     rows.append(("    10 learners, all processes", f"{watched.peak_mb:.0f} MB", "", "proportional (PSS)"))
     return {"learner_private_mb": mean, "ten_learners_pss_mb": watched.peak_mb}
 

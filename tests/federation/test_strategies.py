@@ -17,6 +17,7 @@ ARGUMENTS: dict[str, dict[str, float]] = {
     "krum": {"num_malicious_nodes": 1},
     "multikrum": {"num_malicious_nodes": 1, "num_nodes_to_select": 3},
     "bulyan": {"num_malicious_nodes": 0},
+    "fedyogi": {"eta": 0.1},  # its own default would take hundreds of rounds
     "qfedavg": {"client_learning_rate": 0.5},
 }
 CODE = """
@@ -71,7 +72,8 @@ def run(name, arguments, restart):
         losses.append(strategy.aggregate_evaluate(number, grid.send_and_receive(sent))["loss"])
     return losses, arrays.to_numpy_ndarrays()[0].tolist()
 
-print(json.dumps({name: [run(name, arguments, False), run(name, arguments, True)] for name, arguments in json.loads(sys.argv[1]).items()}))
+wanted = json.loads(sys.argv[1]).items()
+print(json.dumps({name: [run(name, arguments, restart) for restart in (False, True)] for name, arguments in wanted}))
 """
 
 

@@ -76,7 +76,9 @@ def loop_of(job: Mapping[str, Any]) -> Loop:
 def cluster_loop(job: Mapping[str, Any], name: str, cycle: int) -> Loop:
     """The rounds of one cluster in one cycle."""
     rounds = int(job["rounds"])
-    return replace(loop_of(job), seed=f"{job['seed']}/{name}", offset=(cycle - 1) * rounds, early_stop=None, noun=f"cycle {cycle}, round")
+    return replace(
+        loop_of(job), seed=f"{job['seed']}/{name}", offset=(cycle - 1) * rounds, early_stop=None, noun=f"cycle {cycle}, round"
+    )
 
 
 def server_app(job: Mapping[str, Any], strategy: Strategy, checkpoints: Checkpoints, tell: Tell) -> ServerApp:
