@@ -54,7 +54,7 @@ bench: setup
 	$(BIN)/python -m bench.controller
 
 soak: setup
-	FLOPS_SOAK=1 $(BIN)/python -m pytest tests/spec tests/plan tests/controller/test_state_machine.py
+	FLOPS_SOAK=1 $(BIN)/python -m pytest tests/spec tests/plan tests/controller/test_state_machine.py tests/federation/test_soak.py
 
 sync: setup
 	$(BIN)/python -m reconciler.spec.schemas

@@ -29,8 +29,8 @@ class Asked:
     def amounts(self) -> dict[str, int]:
         """By the names of `Limits`."""
         training, resources, deployment = self.sla.training_configuration, self.sla.resource_constraints, self.sla.deployment
-        learners = training.min_available_clients * max(1, len(training.clusters))
-        learners = max(learners, sum(cluster.learners for cluster in training.clusters))
+        share = training.min_available_clients
+        learners = sum(cluster.learners or share for cluster in training.clusters) or share
         deploys = DEPLOY_STEP in self.sla.post_training_steps
         return {
             "memory_mb": resources.memory * learners,

@@ -146,7 +146,7 @@ class Privacy(_Model):
 class Simulation(_Model):
     """Many learners in few processes, with the same result."""
 
-    learners: int = Field(ge=1, le=100_000, description="Virtual learners, instead of min_available_clients.")
+    learners: int = Field(ge=1, le=10_000, description="Virtual learners, instead of min_available_clients.")
     processes: int = Field(2, ge=1, le=1024, description="Processes that play them.")
 
 

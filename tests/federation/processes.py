@@ -1,0 +1,44 @@
+"""The processes of a run, found from outside, so that tests can kill the one that they mean."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+
+def aggregator_of(run_dir: Path) -> int:
+    """The process id of the (root) aggregator of a run. Raises AssertionError if there is none."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(run_dir / "job.json") in process.cmdline() and "flops_runtime" in process.cmdline():
+                return int(process.pid)
+    raise AssertionError("no aggregator")
+
+
+def learners_of(run_dir: Path) -> dict[str, psutil.Process]:
+    """Every process that works in a directory of its own below the run's `work`, by that directory's path in it."""
+    found = {}
+    work = (run_dir / "work").resolve()
+    for process in psutil.Process(aggregator_of(run_dir)).children(recursive=True):
+        with contextlib.suppress(psutil.Error, ValueError):
+            found[str(Path(process.cwd()).relative_to(work))] = process
+    return found
+
+
+def cluster_aggregator_of(run_dir: Path, cluster: str) -> psutil.Process:
+    """The aggregator of a cluster: the parent of the nursery of its learners."""
+    for directory, process in _alive(learners_of(run_dir)):
+        if directory.startswith(f"cluster-{cluster}/"):
+            nursery = process.parent()
+            assert nursery is not None
+            aggregator = nursery.parent()
+            assert aggregator is not None
+            return aggregator
+    raise AssertionError(f"no learner of cluster {cluster}")
+
+
+def _alive(found: dict[str, psutil.Process]) -> Iterator[tuple[str, psutil.Process]]:
+    return ((directory, process) for directory, process in sorted(found.items()) if process.is_running())
