@@ -14,13 +14,14 @@ from pathlib import Path
 
 import psutil
 
+from reconciler.actors import Actors
 from reconciler.budget import Budget
 from reconciler.environments import EnvironmentStore
 from reconciler.errors import TrackingError
 from reconciler.federation.data import DataCatalog
 from reconciler.journal import Journal
+from reconciler.runtimes.docker import DockerRuntime
 from reconciler.runtimes.model import Runtime, ServiceSpec
-from reconciler.runtimes.process import ProcessRuntime
 from reconciler.source import GitRepo, MLRepos
 from reconciler.spec import OperatorConfig, load_operator_config
 from reconciler.stages.model import Tools
@@ -89,6 +90,14 @@ class Engine:
         """The service that is the tracking server of a customer."""
         return tracking_service(customer, self.state / "tracking", instance=self.config.instance)
 
+    def actors(self) -> Actors:
+        """Whoever starts the containers of training runs."""
+        # The SDK takes a fifth of a second to import: commands that start no container need none of it.
+        from reconciler.runtimes.docker_actors import DockerActors
+        from reconciler.runtimes.docker_engine import DockerEngine
+
+        return DockerActors(DockerEngine(self.config.docker_host), instance=self.config.instance)
+
     def tools(self) -> Tools:
         """What the stages may use."""
         return Tools(
@@ -99,6 +108,9 @@ class Engine:
             tracking_if_any=self.tracking_if_any,
             runs=self.state / "runs",
             bundles=self.state / "bundles",
+            checks=cache_directory() / "checks",
+            placement=self.config.runtime,
+            actors=self.actors,
             instance=self.config.instance,
             clock=time.monotonic,
         )
@@ -124,7 +136,7 @@ def open_engine(repo_dir: Path, state: Path | None = None) -> Engine:
         state=state,
         config=config,
         journal=Journal(state / "journal.db", clock=time.time),
-        runtime=ProcessRuntime(state / "services"),
+        runtime=DockerRuntime(state / "services", config.docker_host, instance=config.instance),
         environments=EnvironmentStore(cache / "environments"),
         catalog=DataCatalog(cache / "data", {tag: Path(path) for tag, path in config.data_directories.items()}),
         ml_repos=MLRepos(repo, cache / "ml-repos"),

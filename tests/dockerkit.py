@@ -62,7 +62,7 @@ def image_with(engine: DockerEngine, name: str, files: Mapping[str, Path], base:
     found = []
     for place, path in sorted(files.items()):
         for item in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if item.is_file() and "__pycache__" not in item.parts:
+            if item.is_file():
                 inside = f"{place}/{item.relative_to(path)}" if path.is_dir() else place
                 found.append((inside.lstrip("/"), item))
                 digest.update(f"{inside}\0{item.stat().st_size}\0".encode() + (item.read_bytes() if item.suffix == ".py" else b""))

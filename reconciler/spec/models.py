@@ -186,6 +186,7 @@ class Triggers(_Model):
 
 PostTrainingStep = Literal["build_image_for_trained_model", "deploy_trained_model_image"]
 Platform = Literal["linux/amd64", "linux/arm64"]
+Runtime = Literal["process", "docker"]
 
 
 class ProjectSLA(_Model):
@@ -211,6 +212,7 @@ class ProjectSLA(_Model):
     evaluation_gate: EvaluationGate | None = Field(None, description="When a model may be registered.")
     post_training_steps: list[PostTrainingStep] = Field(default_factory=list, description="What follows the training.")
     deployment: Deployment | None = Field(None, description="How the model is served.")
+    runtime: Runtime | None = Field(None, description="Where learners and server run: process or docker; flops.yaml decides.")
     triggers: Triggers | None = Field(None, description="What starts work beside a commit.")
     depends_on: list[ProjectName] = Field(default_factory=list, max_length=100, description="Projects that come first.")
     suspend: bool = Field(False, description="Do nothing for this project.")
@@ -281,6 +283,10 @@ class OperatorConfig(_Model):
         None, description="An MLflow server to use instead of one per customer."
     )
     budget: BudgetConfig = Field(default_factory=BudgetConfig, description="What trainings may take together.")
+    runtime: Runtime = Field("process", description="Where learners and servers run, for projects that do not say.")
+    docker_host: Annotated[str, Field(pattern=r"^unix:///.+")] | None = Field(
+        None, description="The Docker or Podman socket, unix:///…; DOCKER_HOST or the usual one when it is left out."
+    )
     allow_empty: bool = Field(False, description="Allow a commit that removes every project.")
     data_directories: dict[str, str] = Field(default_factory=dict, description="Directories of data files by tag.")
     poll_interval: Duration = Field(60.0, description="How often a remote is asked for commits.")

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+from reconciler.actors import ActorImages
 from reconciler.digests import short
 from reconciler.errors import TrainingError, Where
-from reconciler.federation.training import TrainingEvent, TrainingJob, TrainingResult, run_training
+from reconciler.federation.containers import in_containers
+from reconciler.federation.training import Launch, TrainingEvent, TrainingJob, TrainingResult, run_training
 from reconciler.spec.models import Mode
 from reconciler.stages import build, resolve
 from reconciler.stages.model import Outcome, Work
@@ -40,7 +42,9 @@ def run(work: Work) -> Outcome:
     with ThreadPoolExecutor(max_workers=1) as pool:
         # A new customer's tracking server takes seconds to start: it does so while the learners do.
         server = pool.submit(work.tools.tracking, work.desired.customer)
-        work.training = run_training(_job(work), on_event=lambda event: _tell(work, event), cancelled=work.cancelled)
+        work.training = run_training(
+            _job(work), on_event=lambda event: _tell(work, event), cancelled=work.cancelled, launch=_launch(work)
+        )
     if work.lock is not None:
         write_extras(work.training.model_dir, work.lock, work.training.samples)
     work.run_id = server.result().record_run(_record(work, work.training))
@@ -59,6 +63,14 @@ def run(work: Work) -> Outcome:
             }
         },
     )
+
+
+def _launch(work: Work) -> Launch | None:
+    """How the aggregator is started: as a process, or as a container with others for its learners."""
+    if not work.in_containers:
+        return None
+    images = ActorImages(learner=work.image("learner"), aggregator=work.image("aggregator"))
+    return in_containers(work.tools.actors(), images)
 
 
 def _job(work: Work) -> TrainingJob:

@@ -40,7 +40,7 @@ def image(engine: DockerEngine) -> str:
 
 @pytest.fixture
 def docker_runtime(engine: DockerEngine, tmp_path: Path) -> Iterator[DockerRuntime]:
-    made = DockerRuntime(tmp_path / "services", engine, instance="test")
+    made = DockerRuntime(tmp_path / "services", instance="test")
     yield made
     for service in made.observe():
         made.remove(service.name)
@@ -63,7 +63,7 @@ def boxed(image: str, tmp_path: Path) -> Make:
 
 def containers(engine: DockerEngine, tmp_path: Path) -> list[Container]:
     """The containers of the services below a folder."""
-    runtime = DockerRuntime(tmp_path / "services", engine)
+    runtime = DockerRuntime(tmp_path / "services")
     return [found for name in ("demo", "other") for found in engine.containers(runtime._home(name))]
 
 
@@ -258,14 +258,14 @@ def test_an_image_that_nobody_has(docker_runtime, boxed: Make) -> None:
 
 
 def test_an_engine_that_is_not_there(tmp_path: Path, boxed: Make) -> None:
-    runtime = DockerRuntime(tmp_path / "elsewhere", DockerEngine(f"unix://{tmp_path}/no.sock"))
+    runtime = DockerRuntime(tmp_path / "elsewhere", f"unix://{tmp_path}/no.sock")
     with pytest.raises(ServingError) as caught:
         runtime.apply(boxed())
     assert caught.value.code == "FL7101"
     assert caught.value.transient
     assert runtime.observe() == []
     with pytest.raises(ServingError) as caught:
-        DockerRuntime(tmp_path / "elsewhere", DockerEngine("tcp://example.invalid:2375")).apply(boxed())
+        DockerRuntime(tmp_path / "elsewhere", "tcp://example.invalid:2375").apply(boxed())
     assert caught.value.code == "FL7106"
 
 
