@@ -323,6 +323,8 @@ class _Child:
                         return TrainingError(
                             "FL5001", "The training was cancelled.", cure="Nothing is to be done; it can be resumed."
                         )
+                    if self._launched.fault is not None:
+                        return self._launched.fault
                 for key, _ in selector.select(_POLL):
                     chunk = os.read(key.fd, 1 << 16)
                     if not chunk:

@@ -22,7 +22,7 @@ from reconciler.runtimes.docker import DockerRuntime
 from reconciler.runtimes.docker_engine import DockerEngine
 from reconciler.runtimes.model import ServiceSpec
 from reconciler.runtimes.process import ProcessRuntime
-from tests.dockerkit import base_image, image_with, open_engine
+from tests.dockerkit import Cable, base_image, image_with, open_engine
 from tests.runtimes.conftest import SERVER, get, observed, until
 
 Make = Callable[..., ServiceSpec]
@@ -267,6 +267,26 @@ def test_an_engine_that_is_not_there(tmp_path: Path, boxed: Make) -> None:
     with pytest.raises(ServingError) as caught:
         DockerRuntime(tmp_path / "elsewhere", "tcp://example.invalid:2375").apply(boxed())
     assert caught.value.code == "FL7106"
+
+
+def test_an_engine_that_goes_away_in_the_middle(engine, boxed: Make, tmp_path: Path) -> None:
+    cable = Cable(engine)
+    runtime = DockerRuntime(tmp_path / "services", cable.host, instance="test")
+    try:
+        service = runtime.apply(boxed())
+        cable.pull()
+        assert get(service.address) == "one"  # what serves goes on
+        with pytest.raises(ServingError) as caught:
+            runtime.apply(boxed("two"))
+        assert caught.value.code == "FL7101"
+        assert caught.value.transient
+        assert get(service.address) == "one"
+        cable.plug()
+        assert get(runtime.apply(boxed("two")).address) == "two"
+    finally:
+        runtime.remove("demo")
+        cable.throw_away()
+    assert containers(engine, tmp_path) == []
 
 
 def test_the_process_runtime_refuses_images(tmp_path: Path, boxed: Make) -> None:

@@ -72,16 +72,14 @@ def test_no_request_fails_while_versions_change(
             boxed(other_tensor_model, "two"),
             serving(tensor_model, "three"),
             boxed(other_tensor_model, "four"),
-            boxed(tensor_model, "five"),
         ):
             assert runtime.apply(spec).address == service.address
             load.wait_for(100)
     assert load.faults == []
-    assert version(service.address)["digest"] == "five"
+    assert version(service.address)["digest"] == "four"
     possible = [saved.predictions[:3] for saved in (tensor_model, other_tensor_model)]
     kinds = {next(at for at, wanted in enumerate(possible) if np.allclose(wanted, answer, rtol=1e-4)) for answer in load.answers}
     assert kinds == {0, 1}
-    print(f"{len(load.answers)} answers, {len(load.faults)} failed, 4 rollovers")
 
 
 def test_a_version_that_answers_wrongly_does_not_take_over(
