@@ -13,7 +13,8 @@ from reconciler.actors import ActorImages
 from reconciler.digests import short
 from reconciler.errors import TrainingError, Where
 from reconciler.federation.containers import in_containers
-from reconciler.federation.training import Launch, TrainingEvent, TrainingJob, TrainingResult, run_training
+from reconciler.federation.launching import Launch
+from reconciler.federation.training import TrainingEvent, TrainingJob, TrainingResult, run_training
 from reconciler.spec.models import Mode
 from reconciler.stages import build, resolve
 from reconciler.stages.model import Outcome, Work
