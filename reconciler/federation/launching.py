@@ -68,7 +68,7 @@ class Launched(Protocol):
         """Ends it and all that it started."""
 
 
-Launch = Callable[[TrainingJob, int, int, int], Launched]
+Launch = Callable[["TrainingJob", int, int, int], Launched]
 """Starts an aggregator, given the write end of its events, the read end of its life pipe and the write end of its output; all of
 them stay the caller's. Raises TrainingError."""
 
