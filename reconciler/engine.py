@@ -14,14 +14,15 @@ from pathlib import Path
 
 import psutil
 
+from reconciler.actors import Actors
 from reconciler.budget import Budget
 from reconciler.environments import EnvironmentStore
 from reconciler.errors import TrackingError
 from reconciler.federation.data import DataCatalog
 from reconciler.images.store import ImageStore
 from reconciler.journal import Journal
+from reconciler.runtimes.docker import DockerRuntime
 from reconciler.runtimes.model import Runtime, ServiceSpec
-from reconciler.runtimes.process import ProcessRuntime
 from reconciler.source import GitRepo, MLRepos
 from reconciler.spec import OperatorConfig, load_operator_config
 from reconciler.stages.model import Tools
@@ -119,6 +120,14 @@ class Engine:
         """The service that is the tracking server of a customer."""
         return tracking_service(customer, self.state / "tracking", instance=self.config.instance)
 
+    def actors(self) -> Actors:
+        """Whoever starts the containers of training runs."""
+        # The SDK takes a fifth of a second to import: commands that start no container need none of it.
+        from reconciler.runtimes.docker_actors import DockerActors
+        from reconciler.runtimes.docker_engine import DockerEngine
+
+        return DockerActors(DockerEngine(self.config.docker_host), instance=self.config.instance)
+
     def tools(self) -> Tools:
         """What the stages may use."""
         return Tools(
@@ -130,6 +139,9 @@ class Engine:
             runs=self.state / "runs",
             bundles=self.state / "bundles",
             images=self.images,
+            checks=cache_directory() / "checks",
+            placement=self.config.runtime,
+            actors=self.actors,
             instance=self.config.instance,
             clock=time.monotonic,
         )
@@ -155,7 +167,9 @@ def open_engine(repo_dir: Path, state: Path | None = None) -> Engine:
         state=state,
         config=config,
         journal=Journal(state / "journal.db", clock=time.time),
-        runtime=ProcessRuntime(state / "services", ports=config.ports.range() if config.ports else None),
+        runtime=DockerRuntime(
+            state / "services", config.docker_host, instance=config.instance, ports=config.ports.range() if config.ports else None
+        ),
         environments=EnvironmentStore(cache / "environments"),
         catalog=DataCatalog(cache / "data", {tag: Path(path) for tag, path in config.data_directories.items()}),
         ml_repos=MLRepos(repo, cache / "ml-repos"),

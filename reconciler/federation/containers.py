@@ -27,7 +27,8 @@ from typing import Any
 
 from reconciler.actors import Actor, ActorImages, Actors, ActorSpec, Ending
 from reconciler.errors import FlopsError, TrainingError
-from reconciler.federation.training import Launch, TrainingJob, child_environment
+from reconciler.federation.launching import Launch, child_environment
+from reconciler.federation.training import TrainingJob
 
 TICKETS = 1 << 30
 """Actors are numbered from here: above every process id, so that none is taken for a process of this machine."""

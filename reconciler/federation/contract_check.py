@@ -22,8 +22,8 @@ from typing import Any
 
 from reconciler.digests import digest_of
 from reconciler.errors import TrainingError, Where
+from reconciler.federation.launching import environment_of
 from reconciler.federation.runtime_version import mlruntime_digest, mlruntime_dir
-from reconciler.federation.training import environment_of
 
 LIMIT_SECONDS = 120.0
 _LAST_WORDS = 300

@@ -12,17 +12,15 @@ import json
 import os
 import selectors
 import shutil
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from reconciler.errors import TrainingError, Where
-from reconciler.federation.runtime_version import mlruntime_dir
+from reconciler.federation.launching import Launch, Link, LocalProcess
 
 _LOG_LIMIT = 4 << 20
 _EVENTS_LIMIT = 64 * 1024 * 1024
@@ -77,13 +75,6 @@ class ClusterShare:
 
     name: str
     learners: int
-
-
-class Link(Protocol):
-    """The way to learners that are not beside the aggregator: it inherits the pipe that `open` gives."""
-
-    def open(self) -> contextlib.AbstractContextManager[int]:
-        """The pipe's file descriptor, for as long as the run takes. Raises TrainingError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +146,7 @@ def run_training(
     if (done := read_result(job.run_dir, job.digest)) is not None:
         return done
     with link.open() if link else contextlib.nullcontext() as pipe:
-        with _child(job, launch or partial(_Process, link=pipe)) as child:
+        with _child(job, launch or partial(LocalProcess, link=pipe)) as child:
             error = child.watch(on_event, cancelled)
         if error is not None:
             raise error
@@ -221,103 +212,6 @@ def _plain(job: TrainingJob) -> dict[str, Any]:
     return data
 
 
-def child_environment(job: TrainingJob) -> dict[str, str]:
-    """The whole environment of a run's processes."""
-    return environment_of(job.python, job.run_dir.resolve(), job.vcpus)
-
-
-def environment_of(python: Path, private: Path, vcpus: int) -> dict[str, str]:
-    """The whole environment of a process in the ML environment: nothing of the reconciler's own is passed on."""
-    threads = str(max(1, vcpus))
-    return {
-        "PATH": f"{python.absolute().parent}:/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "HOME": str(private),
-        "TMPDIR": str(private),
-        "PYTHONPATH": str(mlruntime_dir()),
-        "PYTHONSAFEPATH": "1",
-        "PYTHONNOUSERSITE": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONHASHSEED": "0",
-        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), threads),
-        "TF_NUM_INTRAOP_THREADS": threads,
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-    }
-
-
-class Launched(Protocol):
-    """A started aggregator."""
-
-    @property
-    def returncode(self) -> int | None:
-        """How it ended."""
-
-    @property
-    def fault(self) -> TrainingError | None:
-        """Why it could not go on, where whoever started it knows better than it does."""
-
-    def wait(self, timeout: float) -> None:
-        """Waits for its end for a while."""
-
-    def end(self) -> None:
-        """Ends it and all that it started."""
-
-
-Launch = Callable[[TrainingJob, int, int, int], Launched]
-"""Starts an aggregator, given the write end of its events, the read end of its life pipe and the write end of its output; all of
-them stay the caller's. Raises TrainingError."""
-
-
-class _Process:
-    """The aggregator as a process of the ML environment, in a process group of its own."""
-
-    fault: TrainingError | None = None
-
-    def __init__(self, job: TrainingJob, events: int, life: int, output: int, *, link: int | None = None) -> None:
-        arguments = [str(job.python), "-m", "flops_runtime", str(job.run_dir.resolve() / "job.json")]
-        inherited = () if link is None else (link,)
-        try:
-            self._process = subprocess.Popen(
-                [*arguments, str(events), str(life), *(f"link={fd}" for fd in inherited)],
-                cwd=mlruntime_dir(),
-                env=child_environment(job),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=(events, life, *inherited),
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise TrainingError(
-                "FL5002",
-                f"The ML environment's interpreter cannot be started: {error.strerror}.",
-                cure="Remove the environment from the cache; it is built again.",
-                transient=True,
-            ) from error
-
-    @property
-    def returncode(self) -> int | None:
-        """How it ended."""
-        return self._process.returncode
-
-    def wait(self, timeout: float) -> None:
-        """Waits for its end for a while."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout)
-
-    def end(self) -> None:
-        """Kills what is left of the process group."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-
 @contextlib.contextmanager
 def _child(job: TrainingJob, launch: Launch) -> Iterator[_Child]:
     child = _Child(job, launch)
@@ -370,6 +264,8 @@ class _Child:
                         return TrainingError(
                             "FL5001", "The training was cancelled.", cure="Nothing is to be done; it can be resumed."
                         )
+                    if self._launched.fault is not None:
+                        return self._launched.fault
                 for key, _ in selector.select(_POLL):
                     chunk = os.read(key.fd, 1 << 16)
                     if not chunk:

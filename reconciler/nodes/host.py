@@ -23,8 +23,8 @@ from typing import Any
 from flwr.app import Message
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
+from reconciler.federation.launching import environment_of
 from reconciler.federation.runtime_version import mlruntime_dir
-from reconciler.federation.training import environment_of
 from reconciler.nodes import packing
 from reconciler.nodes.fab import CODE, LearnerSpec
 

@@ -13,16 +13,19 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reconciler.digests import digest_of
 from reconciler.errors import ServingError
-from reconciler.runtimes.docker_claim import CONTENT, remove_orphans
-from reconciler.runtimes.docker_engine import LABEL, SOCKET, SOCKETS, DockerEngine
 from reconciler.runtimes.model import Service, ServiceSpec, Verify
 from reconciler.runtimes.process import ProcessRuntime
 
+if TYPE_CHECKING:
+    from reconciler.runtimes.docker_engine import DockerEngine
+
+FRONTS = "fronts"
 PATIENCE = 5.0
 _CURES = {
     "FL7101": "Start the engine; it is tried again.",
@@ -32,13 +35,20 @@ _CURES = {
 
 
 class DockerRuntime:
-    """Containers of one engine and processes, in one inventory (`root`)."""
+    """Containers of one engine (`host`, else DOCKER_HOST, else the usual socket) and processes, in one inventory (`root`)."""
 
-    def __init__(self, root: Path, engine: DockerEngine, *, instance: str = "default", ports: range | None = None) -> None:
+    def __init__(self, root: Path, host: str | None = None, *, instance: str = "default", ports: range | None = None) -> None:
         self._root = root.absolute()
-        self._engine = engine
+        self._host = host
         self._instance = instance
         self._processes = ProcessRuntime(root, ports=ports)
+
+    @cached_property
+    def _engine(self) -> DockerEngine:
+        # The SDK takes a fifth of a second to import: commands that only look need none of it.
+        from reconciler.runtimes.docker_engine import DockerEngine
+
+        return DockerEngine(self._host)
 
     def observe(self) -> list[Service]:
         """Every service, container or not, as its supervisor last saw it."""
@@ -48,6 +58,8 @@ class DockerRuntime:
         """Start or roll over, to or from a container. Raises ServingError; then what ran before still runs."""
         if spec.image is None:
             return self._processes.apply(spec, verify)
+        from reconciler.runtimes.docker_claim import remove_orphans
+
         fronted, content = self._fronted(spec, self._engine.image_id(spec.image))
         try:
             return self._processes.apply(fronted, verify)
@@ -63,7 +75,10 @@ class DockerRuntime:
 
     def remove(self, name: str) -> None:
         """Stop a service and its containers and forget it; nothing when there is none."""
+        boxed = (self._root / name / FRONTS).is_dir()
         self._processes.remove(name)
+        if not boxed:
+            return
         # A front removes its container itself; only one that was killed leaves something, and only an engine that answers has it.
         with suppress(ServingError):
             for container in self._engine.containers(self._home(name)):
@@ -75,7 +90,10 @@ class DockerRuntime:
 
     def _fronted(self, spec: ServiceSpec, image_id: str) -> tuple[ServiceSpec, str]:
         """The front's process, and the digest of what it is to run."""
-        folder = self._root / spec.name / "fronts"
+        from reconciler.runtimes.docker_claim import CONTENT
+        from reconciler.runtimes.docker_engine import LABEL, SOCKET, SOCKETS
+
+        folder = self._root / spec.name / FRONTS
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
         alone = any("{socket}" in item for item in spec.argv)

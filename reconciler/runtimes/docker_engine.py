@@ -149,7 +149,8 @@ class DockerEngine:
             user = spec.user or str(client.images.get(spec.image).attrs["Config"].get("User") or "")
             return client.containers.create(
                 spec.image,
-                list(spec.command) or None,
+                # As the entry point, not as arguments of the image's own: `command` is the whole command line.
+                entrypoint=list(spec.command) or None,
                 name=spec.name,
                 environment={"HOME": "/tmp", "TMPDIR": "/tmp", **spec.env},  # noqa: S108 – the container's own
                 labels=dict(spec.labels),

@@ -290,6 +290,7 @@ class Triggers(_Model):
 
 PostTrainingStep = Literal["build_image_for_trained_model", "deploy_trained_model_image"]
 Platform = Literal["linux/amd64", "linux/arm64"]
+Runtime = Literal["process", "docker"]
 
 
 class ProjectSLA(_Model):
@@ -315,6 +316,7 @@ class ProjectSLA(_Model):
     evaluation_gate: EvaluationGate | None = Field(None, description="When a model may be registered.")
     post_training_steps: list[PostTrainingStep] = Field(default_factory=list, description="What follows the training.")
     deployment: Deployment | None = Field(None, description="How the model is served.")
+    runtime: Runtime | None = Field(None, description="Where learners and server run: process or docker; flops.yaml decides.")
     triggers: Triggers | None = Field(None, description="What starts work beside a commit.")
     depends_on: list[ProjectName] = Field(default_factory=list, max_length=100, description="Projects that come first.")
     suspend: bool = Field(False, description="Do nothing for this project.")
@@ -429,6 +431,10 @@ class OperatorConfig(_Model):
         False, description="Allow file:// in ml_repo_url: any Git repo that the reconciler may read can then be named by an SLA."
     )
     images: ImagesConfig = Field(default_factory=ImagesConfig, description="How images are made.")
+    runtime: Runtime = Field("process", description="Where learners and servers run, for projects that do not say.")
+    docker_host: Annotated[str, Field(pattern=r"^unix:///.+")] | None = Field(
+        None, description="The Docker or Podman socket, unix:///…; DOCKER_HOST or the usual one when it is left out."
+    )
     allow_empty: bool = Field(False, description="Allow a commit that removes every project.")
     data_directories: dict[str, str] = Field(default_factory=dict, description="Directories of data files by tag.")
     policy: Policy = Field(default_factory=Policy, description="What tenants may do.")

@@ -1,9 +1,14 @@
-"""Build: the ML repo's dependencies are locked, and the environment of that lock is there."""
+"""Build: the environment of the ML repo's dependencies is there, and the repo keeps the contract in it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from reconciler.digests import short
+from reconciler.federation.contract_check import check_contract, checked_once
 from reconciler.stages.model import Outcome, Work
+
+SAMPLE = "train.arrow"
 
 
 def run(work: Work) -> Outcome:
@@ -19,9 +24,10 @@ def run(work: Work) -> Outcome:
         work.tell("warning", warning)
     work.environment = work.tools.environments.ensure(work.lock, on_line=tell)
     verb = "built" if work.environment.built else "cached"
+    checked = _check(work, work.repo_dir)
     return Outcome(
         "done" if work.environment.built else "reused",
-        f"environment {short(work.lock.digest)} for Python {work.lock.python} ({verb})",
+        f"environment {short(work.lock.digest)} for Python {work.lock.python} ({verb}){checked}",
         {
             "lock": {
                 "digest": work.lock.digest,
@@ -30,3 +36,26 @@ def run(work: Work) -> Outcome:
             }
         },
     )
+
+
+def _check(work: Work, repo_dir: Path) -> str:
+    """Exercise the ML repo once per content; says what that took. Raises TrainingError."""
+    sample = work.dataset.directory / SAMPLE if work.dataset else None
+    if work.lock is None or work.environment is None or work.dataset is None or sample is None or not sample.is_file():
+        return ""
+    python, flavor = work.environment.python, str(work.declared.sla.ml_model_flavor)
+    started = work.tools.clock()
+    inputs = {
+        "ml_repo": work.declared.ml_repo["tree"],
+        "subdir": work.declared.ml_repo["subdir"],
+        "lock": work.lock.digest,
+        "data": work.dataset.digest,
+        "flavor": flavor,
+    }
+    report, known = checked_once(
+        work.tools.checks, inputs, lambda: check_contract(python, repo_dir, sample, flavor, cancelled=work.cancelled)
+    )
+    if known:
+        return ""
+    work.timings["check"] = work.tools.clock() - started
+    return f"; the ML repo keeps the contract ({report.size:,} parameters, {work.timings['check']:.1f} s)"

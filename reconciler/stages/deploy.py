@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from reconciler.digests import short
 from reconciler.errors import ServingError
 from reconciler.federation.runtime_version import mlruntime_dir
@@ -12,6 +15,18 @@ from reconciler.stages.model import Outcome, Work
 from reconciler.stages.package import EXTRA
 
 KIND = "inference"
+MODEL_IN_IMAGE = "/model"
+SERVER_MB = 400
+"""What interpreter, libraries and web server take: `memory` is what a model may take beside them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What differs between a server that is a process and one that is a container."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    image: str | None = None
 
 
 def service_name(project: str) -> str:
@@ -29,15 +44,23 @@ def run(work: Work) -> Outcome:
         raise ServingError("FL7092", "There is no bundle to deploy.", cure="Run the stage package first.")
     deployment = work.declared.sla.deployment
     version = str(work.version.version) if work.version else ""
+    about = ("--project", work.desired.name, "--version", work.desired.run_digest)
+    own = deployment.environment if deployment else {}
+    if work.in_containers:
+        argv: tuple[str, ...] = ("python", "-m", "flops_runtime.serve", "--model", MODEL_IN_IMAGE, "--socket", "{socket}", *about)
+        place = Place(argv, {**own}, work.image("inference"))
+    else:
+        argv = (str(work.environment.python), "-m", "flops_runtime.serve", "--model", str(work.bundle), *about)
+        place = Place(argv, {"PYTHONPATH": str(mlruntime_dir()), **own})
+    asked = deployment.resources if deployment else None
+    limits = asked or work.declared.sla.resource_constraints
     spec = ServiceSpec(
         name=name,
-        argv=(
-            str(work.environment.python), "-m", "flops_runtime.serve",
-            "--model", str(work.bundle),
-            "--project", work.desired.name,
-            "--version", work.desired.run_digest,
-        ),
-        env={"PYTHONPATH": str(mlruntime_dir()), **(deployment.environment if deployment else {})},
+        argv=place.argv,
+        env=place.env,
+        image=place.image,
+        memory_mb=limits.memory + SERVER_MB if place.image else asked and asked.memory,
+        vcpus=float(limits.vcpus) if place.image else None,
         cwd=work.bundle,
         port=deployment.port if deployment else None,
         health_path="/health",
@@ -50,8 +73,7 @@ def run(work: Work) -> Outcome:
             "flops.version": version,
         },
         socket="inherited",
-        memory_mb=deployment.resources.memory if deployment and deployment.resources else None,
-    )  # fmt: skip
+    )
 
     work.service = work.tools.runtime.apply(spec, verify=lambda address: _verify_before_takeover(work, address))
     return Outcome(

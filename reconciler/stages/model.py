@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from reconciler.actors import Actors
 from reconciler.environments import Environment, EnvironmentStore, Lock
+from reconciler.errors import ServingError
 from reconciler.federation.data import DataCatalog, DatasetVersion
 from reconciler.federation.training import TrainingResult
 from reconciler.images.store import ImageStore
@@ -71,6 +73,12 @@ class Tools:
     runs: Path
     bundles: Path
     images: ImageStore
+    checks: Path
+    """Which ML repos have been checked against the contract: shared by all states of a user."""
+    placement: str
+    """Where learners and servers of a project run that does not say: process or docker."""
+    actors: Callable[[], Actors]
+    """Whoever starts the containers of training runs."""
     instance: str
     clock: Callable[[], float]
 
@@ -97,11 +105,28 @@ class Work:
     bundle: Path | None = None
     service: Service | None = None
     verification: VerificationResult | None = None
+    images: dict[str, str] = field(default_factory=dict)
+    """References of this content's images that an engine has or can pull, by role: learner, aggregator, inference."""
 
     @property
     def desired(self) -> DesiredProject:
         """The declared project's digests and steps."""
         return self.declared.desired
+
+    @property
+    def in_containers(self) -> bool:
+        """Whether this project's learners and server are containers."""
+        return (self.declared.sla.runtime or self.tools.placement) == "docker"
+
+    def image(self, role: str) -> str:
+        """The image of a role. Raises ServingError FL7105 when none was built."""
+        if role not in self.images:
+            raise ServingError(
+                "FL7105",
+                f"`runtime: docker` needs the {role} image of {self.desired.name}, and there is none.",
+                cure="Let the stage before build it; or set `runtime: process`.",
+            )
+        return self.images[role]
 
     @property
     def run_dir(self) -> Path:

@@ -9,8 +9,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
+from reconciler.actors import ActorImages
 from reconciler.digests import short
 from reconciler.errors import TrainingError
+from reconciler.federation.containers import in_containers
+from reconciler.federation.launching import Launch
 from reconciler.federation.runtime_version import TRAINING_VERSION
 from reconciler.federation.training import ClusterShare, RoundResult, TrainingEvent, TrainingJob, TrainingResult, run_training
 from reconciler.spec.models import TrainingConfiguration
@@ -43,7 +46,7 @@ def run(work: Work) -> Outcome:
     with ThreadPoolExecutor(max_workers=1) as pool:
         # A new customer's tracking server takes seconds to start: it does so while the learners do.
         server = pool.submit(work.tools.tracking, work.desired.customer)
-        work.training = run_training(_job(work), on_event=on_event, cancelled=work.cancelled)
+        work.training = run_training(_job(work), on_event=on_event, cancelled=work.cancelled, launch=_launch(work))
     if work.lock is not None:
         ml_repo = work.declared.ml_repo
         origin = {"source": ml_repo["url"], "revision": ml_repo["commit"], "time": work.declared.committed}
@@ -71,6 +74,14 @@ def _length(result: TrainingResult) -> str:
     if not result.clusters:
         return f"{len(result.rounds)} rounds, best is round"
     return f"{len(result.rounds)} cycles of {result.rounds_per_cycle} rounds in {len(result.clusters)} clusters, best is cycle"
+
+
+def _launch(work: Work) -> Launch | None:
+    """How the aggregator is started: as a process, or as a container with others for its learners."""
+    if not work.in_containers:
+        return None
+    images = ActorImages(learner=work.image("learner"), aggregator=work.image("aggregator"))
+    return in_containers(work.tools.actors(), images)
 
 
 def _job(work: Work) -> TrainingJob:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from reconciler.errors import TrainingError
-from reconciler.federation.training import TrainingJob, child_environment
+from reconciler.federation.launching import child_environment
+from reconciler.federation.training import TrainingJob
 
 FIT = '        """Mini-batch'
 HEAD = "import numpy as np\n"

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +23,7 @@ from reconciler.federation.runtime_version import mlruntime_dir
 from reconciler.federation.training import TrainingEvent, TrainingJob, TrainingResult, run_training
 from reconciler.runtimes.docker_actors import DockerActors
 from reconciler.runtimes.docker_engine import DockerEngine
-from tests.dockerkit import base_image, open_engine, site_packages
+from tests.dockerkit import Cable, base_image, open_engine, site_packages
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +138,35 @@ def test_cancelling_leaves_no_container(job: TrainingJob, boxed: Boxed) -> None:
     assert boxed.containers(job) == []
 
 
+def test_a_killed_reconciler_takes_its_containers_with_it(job: TrainingJob, boxed: Boxed) -> None:
+    """They end by themselves; what is left of them is swept by the next run, which goes on."""
+    code = (
+        "import pickle, sys; from reconciler.federation.containers import in_containers;"
+        "from reconciler.federation.training import run_training;"
+        "from reconciler.runtimes.docker_actors import DockerActors; from reconciler.runtimes.docker_engine import DockerEngine;"
+        "job, images = pickle.load(sys.stdin.buffer);"
+        "run_training(job, on_event=lambda e: print(e.kind, flush=True), cancelled=lambda: False,"
+        " launch=in_containers(DockerActors(DockerEngine(), instance='test'), images))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as reconciler:
+        assert reconciler.stdin is not None
+        assert reconciler.stdout is not None
+        reconciler.stdin.write(pickle.dumps((replace(job, rounds=100_000), boxed.images)))
+        reconciler.stdin.close()
+        while reconciler.stdout.readline() != b"round\n":
+            pass
+        assert len(boxed.containers(job)) == 4
+        reconciler.kill()
+    deadline = time.monotonic() + 30
+    while any(item.status == "running" for item in boxed.containers(job)):
+        assert time.monotonic() < deadline, "containers outlive their reconciler"
+        time.sleep(0.1)
+    done = len(list((job.run_dir / "rounds").glob("*.npz")))
+    assert boxed(replace(job, rounds=done + 1)).resumed_from >= 1
+
+
 def test_user_code_finds_no_network_and_nothing_of_the_machine(job: TrainingJob, boxed: Boxed, spoil) -> None:
     probe = (
         "import os\n"
@@ -153,6 +186,29 @@ def test_an_engine_that_is_gone(job: TrainingJob, images: ActorImages, tmp_path:
         run_training(job, on_event=lambda _: None, cancelled=lambda: False, launch=in_containers(actors, images))
     assert caught.value.code == "FL5510"
     assert caught.value.transient
+
+
+def test_an_engine_that_goes_away_in_the_middle(job: TrainingJob, engine: DockerEngine, boxed: Boxed) -> None:
+    """A transient error; the next run sweeps what could not be removed and goes on after the last finished round."""
+    cable = Cable(engine)
+    try:
+        launch = in_containers(DockerActors(DockerEngine(cable.host), instance="test"), boxed.images)
+
+        def pull(event: TrainingEvent) -> None:
+            if event.kind == "round" and event.round == 2:
+                cable.pull()
+
+        # As many rounds as it takes: the engine is gone long before they are over.
+        long = replace(job, rounds=5000)
+        with pytest.raises(TrainingError) as caught:
+            run_training(long, on_event=pull, cancelled=lambda: False, launch=launch)
+        assert caught.value.code == "FL5510"
+        assert caught.value.transient
+    finally:
+        cable.throw_away()
+    done = len(list((job.run_dir / "rounds").glob("*.npz")))
+    assert done >= 2
+    assert boxed(replace(job, rounds=done + 1)).resumed_from >= 2
 
 
 def test_an_image_that_cannot_work(job: TrainingJob, engine: DockerEngine) -> None:

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--say", default="one")
@@ -89,8 +88,8 @@ if options.fd is None:
         sys.exit(1)
     if options.socket:
         listening = socket.socket(socket.AF_UNIX)
+        os.umask(0)
         listening.bind(options.socket)
-        Path(options.socket).chmod(0o666)
         listening.listen(100)
     else:
         listening = socket.create_server((options.host, options.port))

@@ -22,7 +22,7 @@ from reconciler.runtimes.docker import DockerRuntime
 from reconciler.runtimes.docker_engine import DockerEngine
 from reconciler.runtimes.model import ServiceSpec
 from reconciler.runtimes.process import ProcessRuntime
-from tests.dockerkit import base_image, image_with, open_engine
+from tests.dockerkit import Cable, base_image, image_with, open_engine
 from tests.runtimes.conftest import SERVER, get, observed, until
 
 Make = Callable[..., ServiceSpec]
@@ -40,7 +40,7 @@ def image(engine: DockerEngine) -> str:
 
 @pytest.fixture
 def docker_runtime(engine: DockerEngine, tmp_path: Path) -> Iterator[DockerRuntime]:
-    made = DockerRuntime(tmp_path / "services", engine, instance="test")
+    made = DockerRuntime(tmp_path / "services", instance="test")
     yield made
     for service in made.observe():
         made.remove(service.name)
@@ -63,7 +63,7 @@ def boxed(image: str, tmp_path: Path) -> Make:
 
 def containers(engine: DockerEngine, tmp_path: Path) -> list[Container]:
     """The containers of the services below a folder."""
-    runtime = DockerRuntime(tmp_path / "services", engine)
+    runtime = DockerRuntime(tmp_path / "services")
     return [found for name in ("demo", "other") for found in engine.containers(runtime._home(name))]
 
 
@@ -258,15 +258,35 @@ def test_an_image_that_nobody_has(docker_runtime, boxed: Make) -> None:
 
 
 def test_an_engine_that_is_not_there(tmp_path: Path, boxed: Make) -> None:
-    runtime = DockerRuntime(tmp_path / "elsewhere", DockerEngine(f"unix://{tmp_path}/no.sock"))
+    runtime = DockerRuntime(tmp_path / "elsewhere", f"unix://{tmp_path}/no.sock")
     with pytest.raises(ServingError) as caught:
         runtime.apply(boxed())
     assert caught.value.code == "FL7101"
     assert caught.value.transient
     assert runtime.observe() == []
     with pytest.raises(ServingError) as caught:
-        DockerRuntime(tmp_path / "elsewhere", DockerEngine("tcp://example.invalid:2375")).apply(boxed())
+        DockerRuntime(tmp_path / "elsewhere", "tcp://example.invalid:2375").apply(boxed())
     assert caught.value.code == "FL7106"
+
+
+def test_an_engine_that_goes_away_in_the_middle(engine, boxed: Make, tmp_path: Path) -> None:
+    cable = Cable(engine)
+    runtime = DockerRuntime(tmp_path / "services", cable.host, instance="test")
+    try:
+        service = runtime.apply(boxed())
+        cable.pull()
+        assert get(service.address) == "one"  # what serves goes on
+        with pytest.raises(ServingError) as caught:
+            runtime.apply(boxed("two"))
+        assert caught.value.code == "FL7101"
+        assert caught.value.transient
+        assert get(service.address) == "one"
+        cable.plug()
+        assert get(runtime.apply(boxed("two")).address) == "two"
+    finally:
+        runtime.remove("demo")
+        cable.throw_away()
+    assert containers(engine, tmp_path) == []
 
 
 def test_the_process_runtime_refuses_images(tmp_path: Path, boxed: Make) -> None:
