@@ -17,7 +17,8 @@ from reconciler.source import command
 PROJECTS = "projects"
 BUILD_PLANS = "build_plans"
 PROJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-DECLARING = frozenset(f"{stem}.{suffix}" for stem in ("sla", "mock_data") for suffix in ("yaml", "yml", "json"))
+_STEMS = ("sla", "mock_data", *(f"{BUILD_PLANS}/{kind}" for kind in ("learner", "aggregator", "inference")))
+DECLARING = frozenset(f"{stem}.{suffix}" for stem in _STEMS for suffix in ("yaml", "yml", "json"))
 MAX_BLOB = 256 * 1024
 MAX_LISTING = 16 * 1024 * 1024
 BATCH_BYTES = 32 * 1024 * 1024
@@ -41,7 +42,7 @@ class TreeEntry:
 
 @dataclass(frozen=True, slots=True)
 class ProjectFiles:
-    """A project's folder: the hash of its whole tree, and the contents of the files that declare it."""
+    """A project's folder: the hash of its whole tree, and the contents of the files that declare it, by their paths in it."""
 
     name: str
     tree: str
@@ -53,7 +54,8 @@ class ProjectFiles:
 class Snapshot:
     """One commit. Projects that cannot be read are in `rejected`, the others are not affected.
 
-    `tree` is the hash of all of `projects/`; `seen` is what the next snapshot need not read again.
+    `tree` is the hash of all of `projects/`; `seen` is what the next snapshot need not read again. `build_plans` is the hash of
+    that folder, `plans` the contents of its files by their paths in it, `plans_problem` why they were not read.
     """
 
     commit: str
@@ -64,6 +66,8 @@ class Snapshot:
     subject: str = ""
     tree: str = ""
     seen: Mapping[str, Seen] = field(default_factory=dict, repr=False)
+    plans: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    plans_problem: SourceError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +92,14 @@ def read_snapshot(repo: Path, commit: str, before: Snapshot | None = None) -> Sn
     if root and root.mode != _FOLDER:
         raise SourceError("FL2028", "`projects` is not a folder.", cure="Make it a folder of projects.", where=Where(PROJECTS))
     tree = root.blob if root else ""
+    if before is not None and before.build_plans == build_plans:
+        plans, bad_plans = before.plans, before.plans_problem
+    else:
+        plans, bad_plans = _plans(repo, commit, roots.get(BUILD_PLANS))
     if before is not None and before.tree == tree:
-        return replace(before, commit=commit, build_plans=build_plans, author=author, subject=subject)
+        return replace(
+            before, commit=commit, build_plans=build_plans, author=author, subject=subject, plans=plans, plans_problem=bad_plans
+        )
     seen: dict[str, Seen] = {}
     changed: list[TreeEntry] = []
     for entry in list_tree(repo, commit, f"{PROJECTS}/", recursive=False) if root else ():
@@ -105,7 +115,27 @@ def read_snapshot(repo: Path, commit: str, before: Snapshot | None = None) -> Sn
     found = [item.found for _, item in sorted(seen.items())]
     projects = {item.name: item for item in found if isinstance(item, ProjectFiles)}
     rejected = tuple(item for item in found if isinstance(item, SourceError))
-    return Snapshot(commit, projects, build_plans, rejected, author, subject, tree, seen)
+    return Snapshot(commit, projects, build_plans, rejected, author, subject, tree, seen, plans, bad_plans)
+
+
+def _plans(repo: Path, commit: str, root: TreeEntry | None) -> tuple[dict[str, bytes], SourceError | None]:
+    """The build plans of the repo, or what is wrong with their folder: then no image is made, and everything else goes on."""
+    if root is None:
+        return {}, None
+    if root.mode != _FOLDER:
+        cure = "Make it a folder of build plans."
+        return {}, SourceError("FL2028", "`build_plans` is not a folder.", cure=cure, where=Where(BUILD_PLANS))
+    try:
+        entries = list_tree(repo, commit, f"{BUILD_PLANS}/", max_output=MAX_LISTING)
+    except SourceError as error:
+        return {}, error
+    wanted = [entry for entry in entries if entry.path in DECLARING]
+    large = next((entry for entry in wanted if entry.size > MAX_BLOB), None)
+    problem = problem_of(entries) or (_file_too_large(large) if large else None)
+    if problem:
+        return {}, problem
+    blobs = dict(read_blobs(repo, wanted))
+    return {entry.path.removeprefix(f"{BUILD_PLANS}/"): blobs[entry.blob] for entry in wanted}, None
 
 
 def list_tree(
@@ -220,9 +250,13 @@ def _declaring(entries: list[TreeEntry]) -> list[TreeEntry]:
 def _too_large(entries: list[TreeEntry]) -> SourceError | None:
     for entry in _declaring(entries):
         if entry.size > MAX_BLOB:
-            cure = f"Keep it under {MAX_BLOB:,}."
-            return SourceError("FL2013", f"The file has {entry.size:,} bytes.", cure=cure, where=Where(entry.path))
+            return _file_too_large(entry)
     return None
+
+
+def _file_too_large(entry: TreeEntry) -> SourceError:
+    cure = f"Keep it under {MAX_BLOB:,}."
+    return SourceError("FL2013", f"The file has {entry.size:,} bytes.", cure=cure, where=Where(entry.path))
 
 
 def _batch(repo: Path, blobs: list[str], size: int) -> Iterator[tuple[str, bytes]]:
