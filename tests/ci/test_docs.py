@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from reconciler.cli import app
-from reconciler.spec import OperatorConfig, ProjectSLA
+from reconciler.spec import BuildPlan, OperatorConfig, ProjectSLA
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -39,6 +39,11 @@ def test_every_key_is_explained_in_the_order_of_the_model() -> None:
     sla, _, operator = (ROOT / "docs" / "sla.md").read_text().partition("# flops.yaml")
     assert ROW.findall(sla) == keys(ProjectSLA)
     assert ROW.findall(operator) == keys(OperatorConfig)
+
+
+def test_every_key_of_a_build_plan_is_explained() -> None:
+    table, _, _ = (ROOT / "docs" / "build-plans.md").read_text().partition("## ")
+    assert ROW.findall(table) == keys(BuildPlan)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
