@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from sys import intern
@@ -29,11 +29,10 @@ from reconciler.spec import (
     OperatorConfig,
     ProjectSLA,
     deployment_spec,
-    effective_plan,
-    load_build_plan,
     load_mock_data,
     load_sla,
     plans_key,
+    project_plans,
     training_spec,
 )
 from reconciler.spec.dependencies import circles, missing
@@ -52,8 +51,6 @@ class Parsed:
     sla: ProjectSLA
     sla_text: bytes
     mock_data: MockData | None
-    plans: Mapping[str, BuildPlan] = field(default_factory=dict)
-    """The project's own build plans, by kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +155,7 @@ class DesiredState:
             self._check_url(name, sla)
             revision = self._revision(snapshot, sla, record.get("ml_repo"), inside)
             versions = self._data(parsed, data)
-            plan = self._build_plan(snapshot, parsed)
+            plans = self._build_plans(snapshot, snapshot.projects[name])
         except SpecErrors as errors:
             return self._problem(name, tuple(error.to_dict() for error in errors.errors), sla.customer_id)
         except FlopsError as error:
@@ -170,7 +167,7 @@ class DesiredState:
         key = (files.tree, snapshot.build_plans, revision.url, revision.tree, revision.subdir, versions, tick)
         kept = self._kept.get(name)
         if kept is None or kept.key != key:
-            kept = _Kept(key, self._declare(snapshot, files, parsed, plan, revision, versions, tick))
+            kept = _Kept(key, self._declare(snapshot, files, parsed, plans, revision, versions, tick))
             self._kept[name] = kept
         # Content that is as it was keeps the commit that it was first seen at.
         return kept.declared
@@ -186,7 +183,7 @@ class DesiredState:
         snapshot: Snapshot,
         files: ProjectFiles,
         parsed: Parsed,
-        plan: BuildPlan,
+        plans: Mapping[str, BuildPlan],
         revision: MLRepoRevision,
         versions: tuple[tuple[str, str], ...],
         tick: str,
@@ -208,7 +205,7 @@ class DesiredState:
             customer=sla.customer_id,
             training=_shared(training),
             gate=_shared(dict(flatten(gate.model_dump(mode="json")))) if gate else {},
-            image=_shared(self._image(sla, plan)),
+            image=_shared(self._image(sla, plans)),
             serving=_shared(serving),
             steps=frozenset(str(step) for step in sla.post_training_steps),
             depends_on=tuple(sla.depends_on),
@@ -228,24 +225,22 @@ class DesiredState:
             mock_data=parsed.mock_data,
             commit=snapshot.commit,
             ml_repo=ml_repo,
-            inference_plan=plan,
+            build_plans=plans,
             committed=snapshot.time,
             checkout=self._checkout(revision),
         )
 
-    def _build_plan(self, snapshot: Snapshot, parsed: Parsed) -> BuildPlan:
-        """How the image of the inference server is made. Raises SpecErrors, SpecError."""
-        found = next((name for name in snapshot.plans if name.startswith(f"{INFERENCE}.")), "")
-        shared = _known_plan(snapshot.plans[found], f"build_plans/{found}") if found else None
-        return effective_plan(INFERENCE, shared, parsed.plans.get(INFERENCE), self._images)
+    def _build_plans(self, snapshot: Snapshot, files: ProjectFiles) -> dict[str, BuildPlan]:
+        """How the project's images are made, by kind. Raises SourceError, SpecErrors."""
+        if snapshot.plans_problem is not None:
+            raise snapshot.plans_problem
+        return project_plans(snapshot.plans, files.files, self._images, path=files.path)
 
     @staticmethod
-    def _image(sla: ProjectSLA, plan: BuildPlan) -> dict[str, str]:
+    def _image(sla: ProjectSLA, plans: Mapping[str, BuildPlan]) -> dict[str, str]:
         """What decides about the image beside the model, whose lock is the model's own."""
-        return plans_key({INFERENCE: plan}) | {
-            "platforms": ",".join(sorted(sla.supported_platforms)),
-            "runtime": mlruntime_digest(),
-        }
+        inputs = plans_key({INFERENCE: plans[INFERENCE]})
+        return inputs | {"platforms": ",".join(sorted(sla.supported_platforms)), "runtime": mlruntime_digest()}
 
     def _check_url(self, name: str, sla: ProjectSLA) -> None:
         if sla.ml_repo_url.startswith("file:") and not self._allow_file_urls:
@@ -346,16 +341,9 @@ def parse_project(files: ProjectFiles) -> Parsed | Problems:
             mock_data = _mock_data(files.files[mock_name], f"{files.path}/{mock_name}")
         except SpecErrors as errors:
             problems += [error.to_dict() for error in errors.errors]
-    plans: dict[str, BuildPlan] = {}
-    for name in files.files:
-        if name.startswith("build_plans/"):
-            try:
-                plans[Path(name).stem] = load_build_plan(files.files[name], f"{files.path}/{name}")
-            except SpecErrors as errors:
-                problems += [error.to_dict() for error in errors.errors]
     if sla is None or problems:
         return tuple(problems)
-    return Parsed(sla, files.files[sla_name], mock_data, plans)
+    return Parsed(sla, files.files[sla_name], mock_data)
 
 
 def _mock_data(content: bytes, path: str) -> MockData:
@@ -369,11 +357,6 @@ def _mock_data(content: bytes, path: str) -> MockData:
 @lru_cache(maxsize=256)
 def _known_mock_data(content: bytes) -> MockData:
     return load_mock_data(content, "")
-
-
-@lru_cache(maxsize=64)
-def _known_plan(content: bytes, path: str) -> BuildPlan:
-    return load_build_plan(content, path)
 
 
 def content_key(sla: ProjectSLA) -> str:

@@ -97,18 +97,22 @@ def _base_manifest(layout: Layout, platform: Platform, rootfs: Path) -> Descript
 class RunningRegistry:
     """Debian's docker-registry on a free port of loopback, with its files below `root`."""
 
-    def __init__(self, root: Path, *, login: bool = False, extra: str = "") -> None:
+    def __init__(
+        self, root: Path, *, login: bool = False, extra: str = "", address: str = "127.0.0.1", tls: tuple[Path, Path] | None = None
+    ) -> None:  # fmt: skip
         self.root = root
         self.files = root / "files"
         self.files.mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
-        self.host = f"127.0.0.1:{self.port}"
+        self.port = free_port(address)
+        self.address = address
+        self.host = f"{address}:{self.port}"
+        secured = f", tls: {{certificate: {tls[0]}, key: {tls[1]}}}" if tls else ""
         auth = f"auth: {{htpasswd: {{realm: test, path: {root / 'htpasswd'}}}}}\n" if login else ""
         (root / "htpasswd").write_text(_HTPASSWD)
         (root / "config.yml").write_text(
             "version: 0.1\nlog: {level: warn}\n"
             f"storage: {{filesystem: {{rootdirectory: {self.files}}}, delete: {{enabled: true}}}}\n"
-            f"http: {{addr: '{self.host}'}}\n{auth}{extra}"
+            f"http: {{addr: '{self.host}'{secured}}}\n{auth}{extra}"
         )
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
@@ -119,7 +123,7 @@ class RunningRegistry:
             self._process = subprocess.Popen(
                 [tool("docker-registry"), "serve", str(self.root / "config.yml")], stdout=log, stderr=log, cwd=self.root
             )
-        until(lambda: _listens(self.port) or self._process is None or self._process.poll() is not None)
+        until(lambda: _listens(self.address, self.port) or self._process is None or self._process.poll() is not None)
         assert self._process.poll() is None, (self.root / "log").read_text()[-2000:]
 
     def stop(self) -> None:
@@ -158,9 +162,9 @@ def registry(start_registry: StartRegistry) -> RunningRegistry:
     return start_registry()
 
 
-def free_port() -> int:
-    """A port of loopback that nothing uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port that nothing uses now."""
+    with socket.create_server((address, 0)) as found:
         return int(found.getsockname()[1])
 
 
@@ -172,9 +176,9 @@ def until(condition: Callable[[], bool], limit: float = 30.0) -> None:
         time.sleep(0.02)
 
 
-def _listens(port: int) -> bool:
+def _listens(address: str, port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
+        socket.create_connection((address, port), 1).close()
     except OSError:
         return False
     return True

@@ -103,7 +103,8 @@ def collect(
             if digest not in needed and _used(layout, digest) < young:
                 freed += _size(layout, digest) if dry_run else layout.delete(digest)
                 blobs += 1
-    freed += _leftovers(layout, young, dry_run=dry_run)
+    # A file that is being written must not go, however short a grace was asked for.
+    freed += _leftovers(layout, min(young, clock() - GRACE_SECONDS), dry_run=dry_run)
     return Collected(removed, tuple(sorted(stay)), blobs, freed)
 
 

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -192,6 +193,10 @@ def _uv(packages: Sequence[Package], target: Target, work: Path, into: Path, *, 
 def _work_folder(root: Path) -> Iterator[Path]:
     try:
         root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob(".wheels-*"):
+            # What a killed process left; a living one ends within the limit.
+            if time.time() - left.stat().st_mtime > 2 * LIMIT_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(dir=root, prefix=".wheels-"))
     except OSError as error:
         raise disk_error(error) from error

@@ -69,11 +69,15 @@ def split_name(name: str) -> tuple[str, str]:
 
 def repository_name(*parts: str) -> str:
     """A repository for names that were not made for it, such as a customer and a project; different parts, different names."""
-    made = []
-    for part in parts:
-        name = re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")[:60]
-        made.append(name if name == part else f"{name or 'x'}-{hashlib.sha256(part.encode()).hexdigest()[:8]}")
-    return "/".join(made)
+    return "/".join(_component(part) for part in parts)
+
+
+def _component(part: str) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")[:60]
+    # One that ends as if it had been changed is changed too: nobody can choose a name that another's becomes.
+    if name and name == part and not re.search(r"-[0-9a-f]{16}$", name):
+        return name
+    return f"{name.rstrip('-') or 'x'}-{hashlib.sha256(part.encode()).hexdigest()[:16]}"
 
 
 def is_loopback(host: str) -> bool:

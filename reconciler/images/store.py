@@ -20,11 +20,11 @@ from reconciler.images.config import rfc3339
 from reconciler.images.dependencies import Tell
 from reconciler.images.layout import Layout
 from reconciler.images.model import Descriptor
-from reconciler.images.push import push
+from reconciler.images.publish import publish
 from reconciler.images.records import Records
 from reconciler.images.reference import Reference, repository_name
 from reconciler.images.registry import Registry
-from reconciler.images.sbom import Materials, attach_sbom
+from reconciler.images.sbom import Materials
 from reconciler.images.signing import Signer
 
 RECHECK_SECONDS = 300.0
@@ -161,11 +161,21 @@ class ImageStore:
         built = build_image(replace(request, name=""), self.layout, self._records, tell=tell, connect=self._connect)
         seconds = dict(built.seconds)
         since = self._monotonic()
-        attach_sbom(self.layout, built.index, _materials(request, built, model))
-        self._sign(name, built.index)
-        seconds["attach"] = self._monotonic() - since
-        if self._registry:
-            seconds["push"] = self._push(name, built, tell)
+        published = publish(
+            self.layout,
+            built.index,
+            name,
+            _materials(request, built, model),
+            registry=self._registry,
+            bases=list(built.bases.values()),
+            signer=self._signer(),
+            connect=self._connect,
+            tell=tell,
+        )
+        seconds["publish"] = self._monotonic() - since
+        if published.pushed:
+            pushed = published.pushed
+            tell(f"pushed {pushed.image}: {pushed.uploaded} blobs, {pushed.bytes_sent:,} bytes, {pushed.present} were there")
         self.layout.tag(name, built.index)
         self._checked[name] = (True, self._monotonic())
         return ProjectImage(
@@ -175,25 +185,8 @@ class ImageStore:
     def _shown(self, name: str) -> str:
         return str(self.reference(name)) if self._registry else ""
 
-    def _sign(self, name: str, image: Descriptor) -> None:
-        if self._signing_key is None:
-            return
-        signer = Signer.from_file(self._signing_key, os.environ.get(PASSWORD, "").encode())
-        repository = str(self.reference(name)).rpartition(":")[0] if self._registry else name.rpartition(":")[0]
-        signer.sign(self.layout, image, repository)
-
-    def _push(self, name: str, built: BuiltImage, tell: Tell) -> float:
-        target = self.reference(name)
-        sources = {
-            layer.digest: base.by_reference
-            for base in built.bases.values()
-            if base.by_reference is not None
-            for layer in base.layers
-        }
-        with self._connect(target.host) as registry:
-            pushed = push(self.layout, built.index, target, registry=registry, sources=sources, tell=tell)
-        tell(f"pushed {pushed.image}: {pushed.uploaded} blobs, {pushed.bytes_sent:,} bytes, {pushed.present} were there")
-        return pushed.seconds
+    def _signer(self) -> Signer | None:
+        return Signer.from_file(self._signing_key, os.environ.get(PASSWORD, "").encode()) if self._signing_key else None
 
 
 def _materials(request: ImageRequest, built: BuiltImage, model: str) -> Materials:

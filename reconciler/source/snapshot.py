@@ -17,11 +17,8 @@ from reconciler.source import command
 PROJECTS = "projects"
 BUILD_PLANS = "build_plans"
 PROJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_SUFFIXES = ("yaml", "yml", "json")
-PLANS = tuple(f"{kind}.{suffix}" for kind in ("learner", "aggregator", "inference") for suffix in _SUFFIXES)
-DECLARING = frozenset(
-    [f"{stem}.{suffix}" for stem in ("sla", "mock_data") for suffix in _SUFFIXES] + [f"{BUILD_PLANS}/{name}" for name in PLANS]
-)
+_STEMS = ("sla", "mock_data", *(f"{BUILD_PLANS}/{kind}" for kind in ("learner", "aggregator", "inference")))
+DECLARING = frozenset(f"{stem}.{suffix}" for stem in _STEMS for suffix in ("yaml", "yml", "json"))
 MAX_BLOB = 256 * 1024
 MAX_LISTING = 16 * 1024 * 1024
 BATCH_BYTES = 32 * 1024 * 1024
@@ -45,7 +42,7 @@ class TreeEntry:
 
 @dataclass(frozen=True, slots=True)
 class ProjectFiles:
-    """A project's folder: the hash of its whole tree, and the contents of the files that declare it."""
+    """A project's folder: the hash of its whole tree, and the contents of the files that declare it, by their paths in it."""
 
     name: str
     tree: str
@@ -58,19 +55,21 @@ class Snapshot:
     """One commit. Projects that cannot be read are in `rejected`, the others are not affected.
 
     `tree` is the hash of all of `projects/`; `seen` is what the next snapshot need not read again. `build_plans` is the hash of
-    that folder, `plans` are its files by name; `time` is the commit's, in seconds since 1970.
+    that folder, `plans` the contents of its files by their paths in it, `plans_problem` why they were not read; `time`
+    is the commit's, in seconds since 1970.
     """
 
     commit: str
     projects: Mapping[str, ProjectFiles]
     build_plans: str = ""
-    plans: Mapping[str, bytes] = field(default_factory=dict)
     rejected: tuple[SourceError, ...] = ()
-    time: int = 0
     author: str = ""
     subject: str = ""
     tree: str = ""
     seen: Mapping[str, Seen] = field(default_factory=dict, repr=False)
+    plans: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    plans_problem: SourceError | None = None
+    time: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +89,19 @@ def read_snapshot(repo: Path, commit: str, before: Snapshot | None = None) -> Sn
     time, author, subject = (*said.split("\n", 2), "", "")[:3]
     roots = {entry.path: entry for entry in list_tree(repo, commit, PROJECTS, BUILD_PLANS, recursive=False)}
     build_plans = roots[BUILD_PLANS].blob if BUILD_PLANS in roots else ""
-    same_plans = before is not None and before.build_plans == build_plans
-    plans = before.plans if before is not None and same_plans else _read_plans(repo, commit, roots.get(BUILD_PLANS))
     root = roots.get(PROJECTS)
     if root and root.mode != _FOLDER:
         raise SourceError("FL2028", "`projects` is not a folder.", cure="Make it a folder of projects.", where=Where(PROJECTS))
     tree = root.blob if root else ""
+    if before is not None and before.build_plans == build_plans:
+        plans, bad_plans = before.plans, before.plans_problem
+    else:
+        plans, bad_plans = _plans(repo, commit, roots.get(BUILD_PLANS))
     if before is not None and before.tree == tree:
-        return replace(before, commit=commit, build_plans=build_plans, plans=plans, time=int(time), author=author, subject=subject)
+        return replace(
+            before, commit=commit, time=int(time), author=author, subject=subject,
+            build_plans=build_plans, plans=plans, plans_problem=bad_plans,
+        )  # fmt: skip
     seen: dict[str, Seen] = {}
     changed: list[TreeEntry] = []
     for entry in list_tree(repo, commit, f"{PROJECTS}/", recursive=False) if root else ():
@@ -113,7 +117,27 @@ def read_snapshot(repo: Path, commit: str, before: Snapshot | None = None) -> Sn
     found = [item.found for _, item in sorted(seen.items())]
     projects = {item.name: item for item in found if isinstance(item, ProjectFiles)}
     rejected = tuple(item for item in found if isinstance(item, SourceError))
-    return Snapshot(commit, projects, build_plans, plans, rejected, int(time), author, subject, tree, seen)
+    return Snapshot(commit, projects, build_plans, rejected, author, subject, tree, seen, plans, bad_plans, int(time))
+
+
+def _plans(repo: Path, commit: str, root: TreeEntry | None) -> tuple[dict[str, bytes], SourceError | None]:
+    """The build plans of the repo, or what is wrong with their folder: then no image is made, and everything else goes on."""
+    if root is None:
+        return {}, None
+    if root.mode != _FOLDER:
+        cure = "Make it a folder of build plans."
+        return {}, SourceError("FL2028", "`build_plans` is not a folder.", cure=cure, where=Where(BUILD_PLANS))
+    try:
+        entries = list_tree(repo, commit, f"{BUILD_PLANS}/", max_output=MAX_LISTING)
+    except SourceError as error:
+        return {}, error
+    wanted = [entry for entry in entries if entry.path in DECLARING]
+    large = next((entry for entry in wanted if entry.size > MAX_BLOB), None)
+    problem = problem_of(entries) or (_file_too_large(large) if large else None)
+    if problem:
+        return {}, problem
+    blobs = dict(read_blobs(repo, wanted))
+    return {entry.path.removeprefix(f"{BUILD_PLANS}/"): blobs[entry.blob] for entry in wanted}, None
 
 
 def list_tree(
@@ -209,7 +233,7 @@ def _read(repo: Path, commit: str, folders: list[TreeEntry]) -> dict[str, Seen]:
     entries: dict[str, list[TreeEntry]] = {folder.path: [] for folder in folders}
     for entry in listed:
         entries["/".join(entry.path.split("/", 2)[:2])].append(entry)
-    problems = {path: problem for path, items in entries.items() if (problem := problem_of(items) or _too_large(_declaring(items)))}
+    problems = {path: problem for path, items in entries.items() if (problem := problem_of(items) or _too_large(items))}
     wanted = {path: _declaring(items) for path, items in entries.items() if path not in problems}
     blobs = dict(read_blobs(repo, (item for items in wanted.values() for item in items)))
     found: dict[str, Seen] = {}
@@ -221,30 +245,20 @@ def _read(repo: Path, commit: str, folders: list[TreeEntry]) -> dict[str, Seen]:
     return found
 
 
-def _read_plans(repo: Path, commit: str, root: TreeEntry | None) -> dict[str, bytes]:
-    """The build plans that all projects share; what is wrong with that folder is wrong with the repo."""
-    if root is None:
-        return {}
-    if root.mode != _FOLDER:
-        cause = "`build_plans` is not a folder."
-        raise SourceError("FL2028", cause, cure="Make it a folder of build plans.", where=Where(BUILD_PLANS))
-    found = [entry for entry in list_tree(repo, commit, f"{BUILD_PLANS}/", recursive=False) if entry.path.split("/")[1] in PLANS]
-    if problem := problem_of(found) or _too_large(found):
-        raise problem
-    blobs = dict(read_blobs(repo, found))
-    return {entry.path.split("/")[1]: blobs[entry.blob] for entry in found}
-
-
 def _declaring(entries: list[TreeEntry]) -> list[TreeEntry]:
     return [entry for entry in entries if entry.path.split("/", 2)[2] in DECLARING]
 
 
 def _too_large(entries: list[TreeEntry]) -> SourceError | None:
-    for entry in entries:
+    for entry in _declaring(entries):
         if entry.size > MAX_BLOB:
-            cure = f"Keep it under {MAX_BLOB:,}."
-            return SourceError("FL2013", f"The file has {entry.size:,} bytes.", cure=cure, where=Where(entry.path))
+            return _file_too_large(entry)
     return None
+
+
+def _file_too_large(entry: TreeEntry) -> SourceError:
+    cure = f"Keep it under {MAX_BLOB:,}."
+    return SourceError("FL2013", f"The file has {entry.size:,} bytes.", cure=cure, where=Where(entry.path))
 
 
 def _batch(repo: Path, blobs: list[str], size: int) -> Iterator[tuple[str, bytes]]:

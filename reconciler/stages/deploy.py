@@ -59,7 +59,7 @@ def run(work: Work) -> Outcome:
         argv=place.argv,
         env=place.env,
         image=place.image,
-        memory_mb=limits.memory + SERVER_MB if place.image else asked and asked.memory,
+        memory_mb=limits.memory + SERVER_MB if place.image else asked.memory if asked else None,
         vcpus=float(limits.vcpus) if place.image else None,
         cwd=work.bundle,
         port=deployment.port if deployment else None,

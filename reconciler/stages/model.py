@@ -51,8 +51,8 @@ class Declared:
     commit: str
     ml_repo: Mapping[str, str]
     """url, commit, tree and subdir of the ML repo: what was resolved, for tags and status."""
-    inference_plan: BuildPlan
-    """How the image of the inference server is made."""
+    build_plans: Mapping[str, BuildPlan]
+    """How images are made: of the learner, the aggregator and the inference server."""
     committed: int
     """When `commit` was made, in seconds since 1970."""
     checkout: Callable[[], Path]

@@ -49,7 +49,7 @@ def _request(work: Work, lock: Lock, bundle: Path) -> ImageRequest:
     desired, declared = work.desired, work.declared
     origin = read_origin(bundle)
     return ImageRequest(
-        plan=declared.inference_plan,
+        plan=declared.build_plans["inference"],
         lock=lock,
         platforms=tuple(Platform.parse(text) for text in sorted(declared.sla.supported_platforms)),
         content=bundle,

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from reconciler.cli import app
-from reconciler.spec import OperatorConfig, ProjectSLA
+from reconciler.spec import BuildPlan, OperatorConfig, ProjectSLA
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -41,6 +41,11 @@ def test_every_key_is_explained_in_the_order_of_the_model() -> None:
     assert ROW.findall(operator) == keys(OperatorConfig)
 
 
+def test_every_key_of_a_build_plan_is_explained() -> None:
+    table, _, _ = (ROOT / "docs" / "build-plans.md").read_text().partition("## ")
+    assert ROW.findall(table) == keys(BuildPlan)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
@@ -50,6 +55,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_commands_that_are_shown_exist() -> None:
     commands = {item.name or item.callback.__name__ for item in app.registered_commands if item.callback}
+    commands |= {str(group.name) for group in app.registered_groups}
     for page in PAGES:
         shown = set(re.findall(r"(?:^|`)flops ([a-z-]+)", page.read_text(), re.M)) - {"serve"}  # named as what is missing
         assert shown <= commands, page

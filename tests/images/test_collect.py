@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,44 @@ def test_the_commands(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "acme/digits:0" in layout.tags()
     assert len(layout.tags()) == 2
+
+
+def test_a_collection_while_images_are_made_never_breaks_one(layout: Layout) -> None:
+    """Without any grace period a build may be told to try again; what has a tag is whole at every moment."""
+    make_image(layout, "acme/digits:first")
+    stop = threading.Event()
+    problems: list[str] = []
+
+    def sweep() -> None:
+        while not stop.wait(0.1):  # the lock is not fair: who asks without a pause keeps the others out
+            collect(layout, keep_last=2, grace=-60)
+
+    def look() -> None:
+        while not stop.wait(0.1):
+            # Under the lock nothing moves: what the index names must be there.
+            with layout.lock():
+                for name, image in layout.tags().items():
+                    problems.extend(f"{name} lacks {digest}" for digest in layout.reachable(image) if not layout.has(digest))
+
+    threads = [threading.Thread(target=work) for work in (sweep, sweep, look)]
+    for thread in threads:
+        thread.start()
+    made = again = 0
+    try:
+        for number in range(30):
+            try:
+                make_image(layout, f"acme/p{number % 3}:{number}", content=b"%d" % number)
+                made += 1
+            except ImageError as error:
+                again += (error.code, error.transient) == ("FL6106", True)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    assert problems == []
+    assert made + again == 30
+    # With its grace period, no build is disturbed.
+    for number in range(10):
+        make_image(layout, f"acme/q:{number}", content=b"q%d" % number)
+        collect(layout, keep_last=1)
+    assert {f"acme/q:{number}" for number in range(10)} <= set(layout.tags())

@@ -163,6 +163,28 @@ def test_planted_configuration_is_not_read(tmp_path: Path, wheels: Wheels, monke
     assert files(tmp_path, layers_of(tmp_path, lock))["opt/flops/site/one.py"] == b""
 
 
+def test_an_index_that_does_not_answer_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX", "UV_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv-cache"))
+    with pytest.raises(ImageError) as refused:
+        layers_of(tmp_path, lock_of("one==1.0 --hash=sha256:" + "0" * 64))
+    assert refused.value.code == "FL6111"
+    assert refused.value.transient
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path: Path, wheels: Wheels) -> None:
+    old, new = tmp_path / "records" / ".wheels-old", tmp_path / "records" / ".wheels-new"
+    for folder in (old, new):
+        (folder / "site").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    layers_of(tmp_path, lock_of(wheels.add("one", {"one.py": ""})))
+    assert not old.exists()
+    assert new.exists()
+
+
 @pytest.mark.parametrize(
     "line",
     ["one", "one==1.0", "one>=1 --hash=sha256:" + "0" * 64, "one @ https://example.invalid/one.whl", "-e .", "--index-url x",

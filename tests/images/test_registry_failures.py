@@ -199,35 +199,3 @@ def test_nobody_is_led_to_another_machine_in_plain_text(start_registry: StartReg
     proxy = Proxy(registry.port, lambda _head: away)
     with Registry(proxy.host, patience=PATIENT) as client, pytest.raises(ImageError, match="FL6151"):
         client.manifest(Reference.parse(f"{proxy.host}/acme/digits:1"))
-
-
-def test_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
-    import ssl
-    import threading
-
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", str(key), "-out",
-         str(certificate), "-days", "2", "-subj", "/CN=localhost"], check=True, capture_output=True,
-    )  # fmt: skip
-    import socket
-
-    import httpx
-
-    from reconciler.images.registry_errors import said_clearly
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def accept() -> None:
-            try:
-                context.wrap_socket(server.accept()[0], server_side=True)
-            except OSError:
-                return
-
-        threading.Thread(target=accept, daemon=True).start()
-        address = f"localhost:{server.getsockname()[1]}"
-        with pytest.raises(ImageError, match="is not trusted") as failure, said_clearly(address):
-            httpx.get(f"https://{address}/v2/", trust_env=False)
-    assert failure.value.code == "FL6144"

@@ -151,3 +151,41 @@ def test_an_object_that_is_missing_is_told(repo: Path) -> None:
     (repo / ".git/objects" / found[:2] / found[2:]).unlink()
     with pytest.raises(SourceError, match="FL2004"):
         list(snapshots.read_blobs(repo, [snapshots.TreeEntry("100644", found, 5, "x")]))
+
+
+def test_build_plans_are_those_of_the_repo_and_of_projects(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "projects/one/sla.yaml": SLA,
+        "projects/one/build_plans/inference.yaml": "kind: inference\n",
+        "projects/one/build_plans/other.yaml": "",
+        "build_plans/learner.yaml": "kind: learner\n",
+        "build_plans/README.md": "",
+    }
+    clone = GitRepo(repo)
+    found = clone.read_snapshot(commit(repo, files))
+    assert dict(found.plans) == {"learner.yaml": b"kind: learner\n"}
+    assert set(found.projects["one"].files) == {"sla.yaml", "build_plans/inference.yaml"}
+    after = clone.read_snapshot(commit(repo, {"build_plans/learner.yaml": "kind: learner\nuser: '7'\n"}))
+    assert after.plans["learner.yaml"].endswith(b"'7'\n")
+    assert after.projects is found.projects
+    assert after.build_plans != found.build_plans
+
+
+def test_a_bad_folder_of_build_plans_rejects_no_project(repo: Path) -> None:
+    (repo / "build_plans").mkdir()
+    (repo / "build_plans" / "learner.yaml").symlink_to("/etc/passwd")
+    found = GitRepo(repo).read_snapshot(commit(repo, {"projects/one/sla.yaml": SLA}))
+    assert found.plans == {}
+    assert found.plans_problem is not None
+    assert found.plans_problem.code == "FL2010"
+    assert set(found.projects) == {"one"}
+    (repo / "build_plans" / "learner.yaml").unlink()
+    large = commit(repo, {"build_plans/aggregator.yaml": "#" * 300_000})
+    problem = GitRepo(repo).read_snapshot(large).plans_problem
+    assert problem is not None
+    assert problem.code == "FL2013"
+    (repo / "build_plans" / "aggregator.yaml").unlink()
+    (repo / "build_plans").rmdir()
+    problem = GitRepo(repo).read_snapshot(commit(repo, {"build_plans": "a file\n"})).plans_problem
+    assert problem is not None
+    assert problem.code == "FL2028"

@@ -10,7 +10,7 @@ import yaml
 
 from reconciler.errors import SpecError, SpecErrors
 from reconciler.scaffold import init_repository, template_files
-from reconciler.spec import ImagesConfig, default_plan, effective_plan, load_build_plan, plan_digest, plans_key
+from reconciler.spec import ImagesConfig, default_plan, effective_plan, load_build_plan, plan_digest, plans_key, project_plans
 from reconciler.spec.build_plan import KINDS
 from reconciler.spec.schemas import schema
 from reconciler.spec.validate import validate_paths
@@ -102,6 +102,20 @@ def test_the_operator_has_the_last_word() -> None:
     with pytest.raises(SpecError) as refused:
         effective_plan("learner", good, bad, policy)
     assert refused.value.code == "FL1042"
+
+
+def test_the_plans_of_a_project_come_from_the_repo_and_from_its_folder() -> None:
+    repo = {"learner.yaml": b"kind: learner\nuser: '7'\n", "README.md": b"x"}
+    project = {"sla.yaml": b"", "build_plans/learner.yml": b"kind: learner\nlabels: {a: b}\n"}
+    made = project_plans(repo, project, ImagesConfig(), path="projects/x")
+    assert set(made) == set(KINDS)
+    assert (made["learner"].user, made["learner"].labels) == ("7", {"a": "b"})
+    assert made["inference"] == effective_plan("inference")
+    bad = {"build_plans/inference.yaml": b"kind: inference\nuser: root\n", "build_plans/learner.yaml": b"x: 1\n"}
+    with pytest.raises(SpecErrors) as refused:
+        project_plans(repo, bad, ImagesConfig(), path="projects/x")
+    places = {str(error.where).split(":")[0] for error in refused.value.errors}
+    assert places == {"projects/x/build_plans/inference.yaml", "projects/x/build_plans/learner.yaml"}
 
 
 def test_every_key_of_a_plan_is_in_its_digest() -> None:
