@@ -78,8 +78,9 @@ class DesiredState:
             "runtime": TRAINING_VERSION,
         }
         tags = sla.training_configuration.data_tags
-        for version in self._catalog.describe(parsed.mock_data, tags):
-            training[f"data.{version.tag}"] = version.digest
+        if sla.training_configuration.federation is None:
+            for version in self._catalog.describe(parsed.mock_data, tags):
+                training[f"data.{version.tag}"] = version.digest
         serving = dict(flatten(deployment_spec(sla))) | {"runtime": mlruntime_digest()}
         gate = sla.evaluation_gate
         desired = DesiredProject(

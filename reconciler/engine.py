@@ -16,12 +16,14 @@ import psutil
 
 from reconciler.budget import Budget
 from reconciler.environments import EnvironmentStore
-from reconciler.errors import TrackingError
+from reconciler.errors import TrackingError, TrainingError
 from reconciler.federation.data import DataCatalog
 from reconciler.journal import Journal
+from reconciler.nodes.federation import Federation, declared
 from reconciler.runtimes.model import Runtime, ServiceSpec
 from reconciler.runtimes.process import ProcessRuntime
 from reconciler.source import GitRepo, MLRepos
+from reconciler.source.nodes import read_nodes
 from reconciler.spec import OperatorConfig, load_operator_config
 from reconciler.stages.model import Tools
 from reconciler.status import StatusBranch
@@ -89,6 +91,17 @@ class Engine:
         """The service that is the tracking server of a customer."""
         return tracking_service(customer, self.state / "tracking", instance=self.config.instance)
 
+    def federation(self, name: str, commit: str) -> Federation:
+        """A federation with the nodes that a commit declares. Raises TrainingError for an unknown one, SpecErrors."""
+        config = self.config.federations.get(name)
+        if config is None:
+            known = ", ".join(self.config.federations) or "none"
+            raise TrainingError(
+                "FL5805", f"There is no federation {name!r}.", cure=f"Name one of flops.yaml's `federations` ({known})."
+            )
+        nodes = declared(read_nodes(self.repo.path, commit), name)
+        return Federation(name, config, nodes, self.state / "federations" / name, self.runtime, instance=self.config.instance)
+
     def tools(self) -> Tools:
         """What the stages may use."""
         return Tools(
@@ -101,6 +114,7 @@ class Engine:
             bundles=self.state / "bundles",
             instance=self.config.instance,
             clock=time.monotonic,
+            federation=self.federation,
         )
 
 

@@ -172,9 +172,7 @@ class NodeData:
     def _write(self, entries: dict[str, NodeDataset]) -> None:
         path = self._root / _CATALOG
         temporary = path.with_suffix(".partial")
-        temporary.write_bytes(
-            orjson.dumps({name: asdict(entry) for name, entry in entries.items()}, option=orjson.OPT_INDENT_2)
-        )
+        temporary.write_bytes(orjson.dumps({name: asdict(entry) for name, entry in entries.items()}, option=orjson.OPT_INDENT_2))
         temporary.replace(path)
 
 

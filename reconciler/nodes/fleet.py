@@ -65,7 +65,11 @@ class Fleet:
     def __init__(self, address: str, keys: KeyPair, root_certificates: Path | None) -> None:
         self._public = public_bytes(keys[1])
         certificates = root_certificates.read_bytes() if root_certificates else None
-        interceptors = [RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(*keys), Hold(HOLD_SECONDS)]
+        interceptors = [
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(*keys),
+            Hold(HOLD_SECONDS),
+        ]
         self._client = FleetHttpClient.from_server_address(address, False, certificates, interceptors)
         self._node = Node()
         self._ended = threading.Event()

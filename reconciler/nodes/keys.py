@@ -52,9 +52,7 @@ def read(private_file: Path) -> KeyPair:
     """The key pair of a private key file. Raises TrainingError if it cannot be used, or others may read it."""
     try:
         if private_file.stat().st_mode & 0o077:
-            raise TrainingError(
-                "FL5808", f"Others may read the key file {private_file}.", cure=f"Run `chmod 600 {private_file}`."
-            )
+            raise TrainingError("FL5808", f"Others may read the key file {private_file}.", cure=f"Run `chmod 600 {private_file}`.")
         key = serialization.load_pem_private_key(private_file.read_bytes(), password=None)
     except OSError as error:
         raise TrainingError(
@@ -74,19 +72,6 @@ def read(private_file: Path) -> KeyPair:
 def public_bytes(key: ec.EllipticCurvePublicKey) -> bytes:
     """A public key in the one form in which Flower compares keys (PEM, SubjectPublicKeyInfo)."""
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-
-
-def parse_public(text: str) -> bytes:
-    """A public key as people write it (PEM or OpenSSH) in Flower's form. Raises ValueError."""
-    data = text.strip().encode()
-    try:
-        load = serialization.load_ssh_public_key if data.startswith(b"ecdsa-") else serialization.load_pem_public_key
-        key = load(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ValueError("no public key") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, CURVES):
-        raise ValueError("no NIST elliptic-curve key")
-    return public_bytes(key)
 
 
 def fingerprint(public: bytes) -> str:

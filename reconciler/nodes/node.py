@@ -230,7 +230,9 @@ class Node:
         wanted = [tag for tag in spec.data_tags if tag in self._settings.tags]
         if not wanted:
             raise DataError(
-                "FL4501", f"This node does not serve the tags {', '.join(spec.data_tags)}.", cure="Join with --tags that include one."
+                "FL4501",
+                f"This node does not serve the tags {', '.join(spec.data_tags)}.",
+                cure="Join with --tags that include one.",
             )
         shard = self._data.shard(wanted, self._settings.partition, self._settings.partitions)
         environment = self._environments.ensure(spec.lock, on_line=lambda line: self._tell("environment", line))

@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -70,7 +70,7 @@ class Relay:
 
     def __init__(
         self, superlink: SuperLink, candidates: Sequence[Candidate], keys: Mapping[str, bytes], bundle: AppBundle, digest: str,
-        record: Path,
+        record: Path, on_rows: Callable[[Mapping[str, int]], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self._superlink = superlink
         self._candidates = sorted(candidates, key=lambda candidate: candidate.name)
@@ -86,8 +86,7 @@ class Relay:
         self._ended = threading.Event()
         self._heartbeat_at = 0.0
         self.adopted = False
-        self.rows: dict[str, int] = {}
-        """Rows of each node that is ready, by name."""
+        self._on_rows = on_rows
 
     @contextmanager
     def open(self) -> Iterator[int]:
@@ -345,7 +344,7 @@ class Relay:
             self._note({"kind": "failed", "id": sent.identifier, "lost": False, "failure": json.loads(str(head["failure"]))})
             return
         if "rows" in head:
-            self.rows[self._candidates[sent.candidate].name] = int(head["rows"])
+            self._on_rows({self._candidates[sent.candidate].name: int(head["rows"])})
         proto = ProtoMessage()
         proto.content.ParseFromString(content)
         proto.metadata.run_id, proto.metadata.message_id = 1, "0"

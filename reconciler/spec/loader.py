@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from reconciler.errors import SpecError, SpecErrors, Where
-from reconciler.spec.models import NAME, MockData, OperatorConfig, ProjectSLA
+from reconciler.spec.models import NAME, MockData, NodeDeclaration, OperatorConfig, ProjectSLA
 from reconciler.spec.yaml_reader import MAX_ERRORS, Document, Path, read, shown
 
 _TYPES = {
@@ -45,6 +45,11 @@ def load_mock_data(data: bytes, path: str) -> MockData:
 def load_operator_config(data: bytes, path: str) -> OperatorConfig:
     """A `flops.yaml`. Raises SpecErrors."""
     return load(OperatorConfig, data, path)
+
+
+def load_node(data: bytes, path: str) -> NodeDeclaration:
+    """A `nodes/<name>.yaml`. Raises SpecErrors."""
+    return load(NodeDeclaration, data, path)
 
 
 def load(model: type[Model], data: bytes, path: str) -> Model:

@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 from pydantic import BaseModel
 
-from reconciler.spec.models import MockData, OperatorConfig, ProjectSLA
+from reconciler.spec.models import MockData, NodeDeclaration, OperatorConfig, ProjectSLA
 
-MODELS: dict[str, type[BaseModel]] = {"sla": ProjectSLA, "mock_data": MockData, "flops": OperatorConfig}
+MODELS: dict[str, type[BaseModel]] = {"sla": ProjectSLA, "mock_data": MockData, "flops": OperatorConfig, "node": NodeDeclaration}
 
 
 FLOWER_NAMES = [

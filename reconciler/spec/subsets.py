@@ -12,6 +12,9 @@ def training_spec(sla: ProjectSLA) -> dict[str, Any]:
     training = sla.training_configuration.model_dump(mode="json")
     # How long to wait for an answer does not change what a finished run learned.
     del training["round_timeout"]
+    # Learners that are started here are what there was before federations: their digests stay.
+    if training["federation"] is None:
+        del training["federation"]
     return {"training_configuration": training, "ml_model_flavor": str(sla.ml_model_flavor), "rerun": sla.rerun}
 
 

@@ -13,13 +13,14 @@ import orjson
 
 from reconciler.errors import FlopsError, SpecError, SpecErrors, Where
 from reconciler.spec.dependencies import circles, missing
-from reconciler.spec.loader import load_document, load_mock_data, load_operator_config
+from reconciler.spec.loader import load_document, load_mock_data, load_node, load_operator_config
 from reconciler.spec.models import NAME, ProjectSLA
 from reconciler.spec.yaml_reader import MAX_BYTES, Document, read
 
 SLA_NAMES = ("sla.yaml", "sla.yml", "sla.json")
 MOCK_NAMES = ("mock_data.yaml", "mock_data.yml", "mock_data.json")
 OPERATOR_NAME = "flops.yaml"
+NODES = "nodes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,8 @@ def _validate(file: Path, shown: str) -> _Project | None:
         load_mock_data(data, shown)
     elif file.name == OPERATOR_NAME:
         load_operator_config(data, shown)
+    elif file.parent.name == NODES:
+        load_node(data, shown)
     else:
         document = read(data, shown)
         sla = load_document(ProjectSLA, document, shown)
@@ -136,6 +139,7 @@ def _expand(paths: Sequence[Path], root: Path) -> Iterable[Path]:
     if not paths:
         for folder in sorted(path for path in root.glob("projects/*") if path.is_dir() and not path.is_symlink()):
             yield from _declaring(folder)
+        yield from _nodes(root / NODES)
         if _there(root / OPERATOR_NAME):
             yield root / OPERATOR_NAME
         return
@@ -146,12 +150,18 @@ def _expand(paths: Sequence[Path], root: Path) -> Iterable[Path]:
         for found, folders, names in os.walk(path):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             yield from _declaring(Path(found))
+            if Path(found).name == NODES:
+                yield from _nodes(Path(found))
             if OPERATOR_NAME in names:
                 yield Path(found) / OPERATOR_NAME
 
 
 def _declaring(folder: Path) -> Iterable[Path]:
     return (folder / name for name in (*SLA_NAMES, *MOCK_NAMES) if _there(folder / name))
+
+
+def _nodes(folder: Path) -> Iterable[Path]:
+    return (path for path in sorted(folder.glob("*")) if path.suffix in (".yaml", ".yml", ".json"))
 
 
 def _slas(folder: Path) -> Iterable[Path]:

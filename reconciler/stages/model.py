@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from reconciler.environments import Environment, EnvironmentStore, Lock
 from reconciler.federation.data import DataCatalog, DatasetVersion
 from reconciler.federation.training import TrainingResult
+from reconciler.nodes.federation import Federation
 from reconciler.plan import DesiredProject
 from reconciler.runtimes.model import Runtime, Service
 from reconciler.serving.verify import VerificationResult
@@ -67,6 +68,8 @@ class Tools:
     bundles: Path
     instance: str
     clock: Callable[[], float]
+    federation: Callable[[str, str], Federation]
+    """A federation by name, with the nodes that a commit declares."""
 
 
 @dataclass(slots=True)

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from reconciler.digests import short
 from reconciler.errors import TrainingError, Where
-from reconciler.federation.training import TrainingEvent, TrainingJob, TrainingResult, run_training
+from reconciler.federation.training import Link, TrainingEvent, TrainingJob, TrainingResult, run_training
+from reconciler.nodes.fab import LearnerSpec
 from reconciler.spec.models import Mode
 from reconciler.stages import build, resolve
 from reconciler.stages.model import Outcome, Work
@@ -33,14 +34,16 @@ def run(work: Work) -> Outcome:
             cure="Use mode: classic until a release says otherwise.",
             where=Where(f"projects/{work.desired.name}"),
         )
-    if work.dataset is None:
+    federation = work.declared.sla.training_configuration.federation
+    if work.dataset is None and (federation is None or work.repo_dir is None):
         resolve.run(work)
     if work.environment is None:
         build.run(work)
     with ThreadPoolExecutor(max_workers=1) as pool:
         # A new customer's tracking server takes seconds to start: it does so while the learners do.
         server = pool.submit(work.tools.tracking, work.desired.customer)
-        work.training = run_training(_job(work), on_event=lambda event: _tell(work, event), cancelled=work.cancelled)
+        link = _link(work, federation) if federation else None
+        work.training = run_training(_job(work), on_event=lambda event: _tell(work, event), cancelled=work.cancelled, link=link)
     if work.lock is not None:
         write_extras(work.training.model_dir, work.lock, work.training.samples)
     work.run_id = server.result().record_run(_record(work, work.training))
@@ -62,16 +65,19 @@ def run(work: Work) -> Outcome:
 
 
 def _job(work: Work) -> TrainingJob:
-    if work.dataset is None or work.environment is None or work.repo_dir is None:
+    federation = work.declared.sla.training_configuration.federation
+    if (work.dataset is None and federation is None) or work.environment is None or work.repo_dir is None:
         raise TrainingError("FL5090", "The training's inputs are not there.", cure="Run resolve and build first.")
     sla = work.declared.sla
     training = sla.training_configuration
     learners = training.min_available_clients
     partitions = work.declared.mock_data.number_of_partitions if work.declared.mock_data else None
-    work.shards = tuple(
-        work.tools.catalog.shards(work.dataset, learners, training.seed or 0, work.tools.runs / "shards", partitions)
-    )
-    holdout = work.dataset.directory / "holdout.arrow"
+    holdout = None
+    if work.dataset is not None:
+        work.shards = tuple(
+            work.tools.catalog.shards(work.dataset, learners, training.seed or 0, work.tools.runs / "shards", partitions)
+        )
+        holdout = work.dataset.directory / "holdout.arrow"
     return TrainingJob(
         project=work.desired.name,
         digest=work.desired.run_digest,
@@ -79,7 +85,7 @@ def _job(work: Work) -> TrainingJob:
         repo_dir=work.repo_dir,
         python=work.environment.python,
         shards=work.shards,
-        holdout=holdout if holdout.is_file() else None,
+        holdout=holdout if holdout and holdout.is_file() else None,
         run_dir=work.run_dir,
         flavor=str(sla.ml_model_flavor),
         rounds=training.training_rounds,
@@ -96,6 +102,27 @@ def _job(work: Work) -> TrainingJob:
         metric=training.best_model.metric,
         direction="max" if training.best_model.direction == "maximize" else "min",
     )
+
+
+def _link(work: Work, name: str) -> Link:
+    """The way to the nodes of a federation, with all that they have to know of this run."""
+    if work.lock is None or work.repo_dir is None:
+        raise TrainingError("FL5090", "The training's inputs are not there.", cure="Run resolve and build first.")
+    sla = work.declared.sla
+    training = sla.training_configuration
+    spec = LearnerSpec(
+        digest=work.desired.run_digest,
+        project=work.desired.name,
+        flavor=str(sla.ml_model_flavor),
+        seed=training.seed,
+        data_tags=tuple(sorted(set(training.data_tags))),
+        memory_mb=sla.resource_constraints.memory,
+        vcpus=sla.resource_constraints.vcpus,
+        setup_seconds=max(300.0, training.round_timeout),
+        python=work.lock.python,
+        requirements=work.lock.requirements,
+    )
+    return work.tools.federation(name, work.declared.commit).link(work.repo_dir, spec)
 
 
 def _record(work: Work, result: TrainingResult) -> RunRecord:

@@ -110,6 +110,7 @@ class Federation:
         self.secret = secrets.token_urlsafe(32)
         (self.folder / "operator.secret").write_text(self.secret)
         script = str(Path(superlink_server.__file__))
+        (self.folder / superlink_server.ALLOWED).write_text("{}")
         self.server = Process(
             [sys.executable, "-P", script, "--listen", f"{self.host}:{self.port}", "--port", str(self.operator_port)],
             self.root / "superlink.log", self.folder, self._env(), self.netns,
@@ -183,13 +184,14 @@ class Federation:
         return TrainingJob(**{**values, **changes})
 
     def train(
-        self, nodes: int, on_event: Callable[[TrainingEvent], None] = lambda _: None, relay: Relay | None = None, **changes: Any
-    ) -> TrainingResult:
+        self, nodes: int, on_event: Callable[[TrainingEvent], None] = lambda _: None, relay: Relay | None = None,
+        cancelled: Callable[[], bool] = lambda: False, **changes: Any,
+    ) -> TrainingResult:  # fmt: skip
         def both(event: TrainingEvent) -> None:
             self.events.append(event)
             on_event(event)
 
-        return run_training(self.job(nodes, **changes), on_event=both, cancelled=lambda: False, link=relay or self.relay())
+        return run_training(self.job(nodes, **changes), on_event=both, cancelled=cancelled, link=relay or self.relay())
 
     def kinds(self) -> list[str]:
         return [event.kind for event in self.events]

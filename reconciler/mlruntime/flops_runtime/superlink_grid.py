@@ -237,7 +237,9 @@ class SuperLinkGrid(Grid):  # type: ignore[misc, unused-ignore]
         node.asked, node.ready, node.failure, node.refusals = "", True, None, 0
         kind = "learner_restarted" if node.was_lost else "node_ready"
         rows = int(reply.content["node"]["rows"])
-        self._tell(kind, f"node {node.name} is {'back' if node.was_lost else 'ready'} with {rows:,} rows", node=node.name, rows=rows)
+        self._tell(
+            kind, f"node {node.name} is {'back' if node.was_lost else 'ready'} with {rows:,} rows", node=node.name, rows=rows
+        )
 
     def _note(self, note: dict[str, Any]) -> None:
         kind = note.get("kind")
