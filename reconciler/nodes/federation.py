@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.errors import SpecErrors, TrainingError
+from reconciler.errors import SpecError, SpecErrors, TrainingError
 from reconciler.nodes import certificates, fab
 from reconciler.nodes.keys import fingerprint
 from reconciler.nodes.relay import Candidate, Relay
@@ -45,7 +45,7 @@ class NodeRow:
 def declared(files: Mapping[str, tuple[str, bytes]], federation: str) -> dict[str, NodeDeclaration]:
     """The nodes of a federation out of (path, content) by name. Raises SpecErrors with all that is wrong."""
     found: dict[str, NodeDeclaration] = {}
-    errors = []
+    errors: list[SpecError] = []
     for name, (path, content) in sorted(files.items()):
         try:
             node = load_node(content, path)

@@ -48,7 +48,8 @@ class Hold:
         """Adds the header where it has a meaning."""
         if context.rpc_method.endswith("/PullMessages"):
             context.request.headers[HOLD_HEADER] = self._seconds
-        return call_next(context)
+        response: httpx.Response = call_next(context)
+        return response
 
 
 class KeyRefusedError(Exception):

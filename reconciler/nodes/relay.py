@@ -83,6 +83,7 @@ class Relay:
         self._node_ids: dict[str, int] = {}
         self._sent: dict[str, _Sent] = {}
         self._unsent: list[_Sent] = []
+        self._nodes_wanted = False
         self._ended = threading.Event()
         self._heartbeat_at = 0.0
         self.adopted = False
@@ -178,10 +179,11 @@ class Relay:
     # --- the thread -----------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        if self.adopted:
-            self._tell("adopted", f"goes on with run {self._run_id} of the SuperLink")
-        else:
-            self._tell("submitted", f"run {self._run_id} of the SuperLink")
+        with suppress(OSError):  # an aggregator that has ended already shows below
+            if self.adopted:
+                self._tell("adopted", f"goes on with run {self._run_id} of the SuperLink")
+            else:
+                self._tell("submitted", f"run {self._run_id} of the SuperLink")
         wait = _FASTEST
         asked, failing = 0.0, 0
         while not self._ended.is_set():
@@ -190,9 +192,10 @@ class Relay:
                     self._take_in()
                 if time.monotonic() - self._heartbeat_at > _HEARTBEAT and not self._beat():
                     self._again()
+                self._list()
                 if self._unsent:
                     self._push()
-                if self._sent and time.monotonic() - asked >= wait:
+                if self._sent and not self._pipe.poll(0) and time.monotonic() - asked >= wait:
                     self._pull()
                     asked = time.monotonic()
                 wait, failing = self._interval(), 0
@@ -245,6 +248,14 @@ class Relay:
 
     def _noted(self, note: Mapping[str, Any]) -> None:
         if note["kind"] == "nodes":
+            self._nodes_wanted = True  # asked for in the loop: no answer of the SuperLink may lose the question
+        elif note["kind"] == "forget":
+            gone = set(note["ids"])
+            self._sent = {key: sent for key, sent in self._sent.items() if sent.identifier not in gone}
+            self._unsent = [sent for sent in self._unsent if sent.identifier not in gone]
+
+    def _list(self) -> None:
+        if self._nodes_wanted:
             online = {member.node_id for member in self._superlink.members() if member.connected}
             nodes = [
                 {
@@ -254,10 +265,7 @@ class Relay:
                 for index, candidate in enumerate(self._candidates)
             ]  # fmt: skip
             self._note({"kind": "nodes", "nodes": nodes})
-        elif note["kind"] == "forget":
-            gone = set(note["ids"])
-            self._sent = {key: sent for key, sent in self._sent.items() if sent.identifier not in gone}
-            self._unsent = [sent for sent in self._unsent if sent.identifier not in gone]
+            self._nodes_wanted = False
 
     def _push(self) -> None:
         messages: list[tuple[_Sent, Message]] = [(sent, self._message(sent)) for sent in self._unsent]
@@ -311,7 +319,7 @@ class Relay:
                         del self._sent[proto.metadata.reply_to_message_id]
                         self._failed(sent, "FL5811", "The node's answer did not arrive as a whole.", lost=True)
                     continue
-                reply: Any = inflate_object_from_contents(identifier, contents)  # type: ignore[arg-type]
+                reply: Any = inflate_object_from_contents(identifier, contents)
                 self._api.ConfirmMessageReceived(
                     ConfirmMessageReceivedRequest(node=_NODE, run_id=self._run_id, message_object_id=identifier)
                 )

@@ -35,8 +35,9 @@ def main() -> None:
     arguments = parser.parse_args()
     host, _, port = arguments.listen.rpartition(":")
     secret = Path(SECRET).read_text(encoding="ascii").strip()
-    logging.getLogger("flwr").setLevel(logging.WARNING)  # a line for each request would be megabytes a day
     from reconciler.nodes.superlink_fast import FastCalls
+
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # a line for each request would be megabytes a day
 
     asyncio.run(_serve(FastCalls(_superlink_app()), host.strip("[]"), int(port), arguments.port, secret))
 

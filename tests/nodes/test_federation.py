@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from reconciler.errors import TrainingError
 from reconciler.federation.training import TrainingEvent
-from tests.nodes.kit import Federation, eventually
+from tests.nodes.kit import Federation, Seen, eventually, slow
 
 
 def parameters(run_dir: Path, number: int) -> list[np.ndarray]:
@@ -71,10 +72,11 @@ def test_the_operators_port_wants_the_secret_and_the_nodes_port_has_only_the_fle
         assert httpx.post(operator + path, content=b"", headers={"x-flops-operator": "guess"}).status_code == 401
         verified = httpx.Client(verify=str(federation.folder / "ca.pem"))
         assert verified.post(f"https://127.0.0.1:{federation.port}{path}", content=b"").status_code == 404
-    assert verified.post(f"https://127.0.0.1:{federation.port}/v1/fleet/pull-messages", content=b"").status_code == 401
+    fleet, kind = f"https://127.0.0.1:{federation.port}/v1/fleet", {"content-type": PROTOBUF_MEDIA_TYPE}
+    assert verified.post(f"{fleet}/pull-messages", content=b"", headers=kind).status_code == 401
     too_large = {"content-length": str(1 << 40)}
     with pytest.raises(httpx.HTTPError):
-        verified.post(f"https://127.0.0.1:{federation.port}/v1/fleet/push-object", content=b"", headers=too_large).raise_for_status()
+        verified.post(f"{fleet}/push-object", content=b"", headers=too_large).raise_for_status()
 
 
 def test_nodes_with_other_tags_are_never_asked(federation: Federation) -> None:
@@ -92,25 +94,25 @@ def test_nodes_with_other_tags_are_never_asked(federation: Federation) -> None:
     assert all("shy" in text for text in told)
 
 
-def test_a_node_that_is_killed_is_left_out_and_let_in_again(federation: Federation) -> None:
+def test_a_node_that_is_killed_is_left_out_and_let_in_again(federation: Federation, repo: Path) -> None:
     for name in ("a", "b"):
         federation.node(name).start()
     lost = federation.nodes["b"]
+    seen = Seen()
 
     def act(event: TrainingEvent) -> None:
+        seen(event)
         after_one(event)
         after_three(event)
 
-    def back() -> None:
-        lost.start()
-        eventually(lambda: lost.said().count("connected") >= 2)
-
-    after_one, after_three = after_round(1, lost.kill), after_round(3, back)
-    result = federation.train(1, act, rounds=8, round_timeout=4.0)
-    fits = [item.learners_fit for item in result.rounds]
-    assert fits[0] == 2
-    assert fits[1] == 1
-    assert 2 in fits[3:], fits
+    after_one, after_three = after_round(1, lost.kill), after_round(3, lost.start)
+    slow(repo, 0.3)
+    relay = federation.relay(repo=repo)
+    with pytest.raises(TrainingError) as caught:
+        federation.train(1, act, relay, repo_dir=repo, rounds=500, round_timeout=4.0, cancelled=lambda: 2 in seen.learners[3:])
+    assert caught.value.code == "FL5001", "cancelled by the test, when both nodes were there again"
+    assert seen.learners[0] == 2
+    assert seen.learners[1:3] == [1, 1]
     assert "learner_restarted" in federation.kinds()
 
 
@@ -144,7 +146,9 @@ def test_a_run_is_taken_up_again_after_the_aggregator_died(federation: Federatio
 
 def test_what_the_learners_code_says_stays_on_the_node(federation: Federation, repo: Path) -> None:
     path = repo / "model_manager.py"
-    path.write_text(path.read_text().replace("for _ in range(10):", "raise ValueError(f'patient {self.x_train[0]}')\n        for _ in []:"))
+    path.write_text(
+        path.read_text().replace("for _ in range(10):", "raise ValueError(f'patient {self.x_train[0]}')\n        for _ in []:")
+    )
     federation.node("a").start()
     with pytest.raises(TrainingError) as caught:
         federation.train(1, relay=federation.relay(repo=repo), repo_dir=repo)
