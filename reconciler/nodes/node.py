@@ -108,7 +108,7 @@ class Node:
                 try:
                     self._take_part()
                 except KeyRefusedError as error:
-                    kind, text = "refused", f"FL5803 the SuperLink refuses this node's key: {error}"
+                    kind, text = "refused", str(error)
                 except (httpx.HTTPError, OSError, ValueError) as error:
                     kind, text = "lost", f"FL5801 the SuperLink cannot be reached: {error}"
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import threading
@@ -14,6 +15,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from reconciler.errors import TrainingError
 from reconciler.federation.training import TrainingEvent
+from reconciler.nodes.superlink_server import FleetOnly
 from tests.nodes.kit import Federation, Seen, eventually, slow
 
 
@@ -74,9 +76,21 @@ def test_the_operators_port_wants_the_secret_and_the_nodes_port_has_only_the_fle
         assert verified.post(f"https://127.0.0.1:{federation.port}{path}", content=b"").status_code == 404
     fleet, kind = f"https://127.0.0.1:{federation.port}/v1/fleet", {"content-type": PROTOBUF_MEDIA_TYPE}
     assert verified.post(f"{fleet}/pull-messages", content=b"", headers=kind).status_code == 401
-    too_large = {"content-length": str(1 << 40)}
-    with pytest.raises(httpx.HTTPError):
-        verified.post(f"{fleet}/push-object", content=b"", headers=too_large).raise_for_status()
+
+
+@pytest.mark.parametrize(("length", "status"), [(b"", 411), (b"-1", 411), (str(1 << 40).encode(), 413)])
+def test_a_body_without_a_size_or_of_a_size_that_cannot_be_meant_is_not_read(length: bytes, status: int) -> None:
+    async def nothing(*_: object) -> None:
+        raise AssertionError("it is not read, and does not reach Flower")
+
+    answers: list[dict[str, object]] = []
+
+    async def send(message: dict[str, object]) -> None:
+        answers.append(message)
+
+    scope = {"type": "http", "path": "/v1/fleet/push-object", "method": "POST", "headers": [(b"content-length", length)]}
+    asyncio.run(FleetOnly(nothing)(scope, nothing, send))
+    assert answers[0]["status"] == status
 
 
 def test_nodes_with_other_tags_are_never_asked(federation: Federation) -> None:
