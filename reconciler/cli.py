@@ -253,6 +253,20 @@ def node_join(
     )  # fmt: skip
 
 
+@app.command()
+def nodes(
+    federation: Annotated[str, typer.Argument(help="A federation of flops.yaml [all].")] = "",
+    certificate: Annotated[bool, typer.Option("--certificate", help="Print what nodes need for --root-certificates.")] = False,
+    output: Annotated[Output, typer.Option("-o", "--output")] = Output.TEXT,
+    repo: Repo = HERE,
+    state: State = None,
+) -> None:
+    """The machines that may be learners: connected, tags, cluster, rows of the last run, last seen; and who was refused."""
+    from reconciler.commands.nodes import show_nodes
+
+    show_nodes(repo, state, console, federation, as_json=output is Output.JSON, certificate=certificate)
+
+
 @data_app.command("add")
 def data_add(
     source: Annotated[Path, typer.Argument(help="A Parquet, Arrow or CSV file, or a directory of them.")],

@@ -195,7 +195,8 @@ class DesiredState:
             "ml_repo.tree": revision.tree,
             "runtime": TRAINING_VERSION,
         }
-        training |= {f"data.{tag}": digest for tag, digest in versions}
+        if sla.training_configuration.federation is None:
+            training |= {f"data.{tag}": digest for tag, digest in versions}
         if tick:
             training[schedule.INPUT] = tick
         serving = dict(flatten(deployment_spec(sla))) | {"runtime": mlruntime_digest()}

@@ -17,13 +17,15 @@ import psutil
 from reconciler.actors import Actors
 from reconciler.budget import Budget
 from reconciler.environments import EnvironmentStore
-from reconciler.errors import TrackingError
+from reconciler.errors import TrackingError, TrainingError
 from reconciler.federation.data import DataCatalog
 from reconciler.images.store import ImageStore
 from reconciler.journal import Journal
+from reconciler.nodes.federation import Federation, declared
 from reconciler.runtimes.docker import DockerRuntime
 from reconciler.runtimes.model import Runtime, ServiceSpec
 from reconciler.source import GitRepo, MLRepos
+from reconciler.source.nodes import read_nodes
 from reconciler.spec import OperatorConfig, load_operator_config
 from reconciler.stages.model import Tools
 from reconciler.status import StatusBranch
@@ -128,6 +130,17 @@ class Engine:
 
         return DockerActors(DockerEngine(self.config.docker_host), instance=self.config.instance)
 
+    def federation(self, name: str, commit: str) -> Federation:
+        """A federation with the nodes that a commit declares. Raises TrainingError for an unknown one, SpecErrors."""
+        config = self.config.federations.get(name)
+        if config is None:
+            known = ", ".join(self.config.federations) or "none"
+            raise TrainingError(
+                "FL5805", f"There is no federation {name!r}.", cure=f"Name one of flops.yaml's `federations` ({known})."
+            )
+        nodes = declared(read_nodes(self.repo.path, commit), name)
+        return Federation(name, config, nodes, self.state / "federations" / name, self.runtime, instance=self.config.instance)
+
     def tools(self) -> Tools:
         """What the stages may use."""
         return Tools(
@@ -144,6 +157,7 @@ class Engine:
             actors=self.actors,
             instance=self.config.instance,
             clock=time.monotonic,
+            federation=self.federation,
         )
 
 

@@ -1,21 +1,28 @@
-"""`flops node`, `flops data`, `flops nodes`."""
+"""`flops node`, `flops data`, `flops nodes`.
+
+What a node does needs no GitOps repo; what `flops nodes` shows needs nothing but it and the SuperLink.
+"""
 
 from __future__ import annotations
 
 import logging
 import signal
 import sys
+import time
 from pathlib import Path
 
 import orjson
 from rich.console import Console
 from rich.table import Table
 
-from reconciler.engine import cache_directory
+from reconciler.engine import cache_directory, open_engine
 from reconciler.environments import EnvironmentStore
 from reconciler.errors import TrainingError
 from reconciler.nodes import keys
 from reconciler.nodes.data import NodeData
+from reconciler.nodes.federation import ago
+
+_DAY = 86400.0
 
 
 def make_key(file: Path) -> None:
@@ -99,3 +106,31 @@ def remove_data(data: Path, name: str) -> None:
     """Take a dataset and its rows out of the node's catalogue."""
     NodeData(data).remove(name)
     print(f"removed {name}")
+
+
+def show_nodes(repo: Path, state: Path | None, console: Console, name: str, *, as_json: bool, certificate: bool) -> None:
+    """Every declared node of a federation (of all when none is named), and the keys that were refused lately."""
+    engine = open_engine(repo, state)
+    commit = engine.repo.desired_commit(engine.config.branch)
+    names = [name] if name else sorted(engine.config.federations)
+    federations = [engine.federation(item, commit) for item in names]
+    if certificate:
+        for federation in federations:
+            if federation.authority is not None:
+                print(federation.authority.read_text(encoding="utf-8"), end="")
+        return
+    if as_json:
+        content = {item.name: {"nodes": item.rows(), "refused": item.refused(time.time() - _DAY)} for item in federations}
+        print(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode())
+        return
+    table = Table("node", "federation", "connected", "tags", "cluster", "rows", "last seen")
+    for federation in federations:
+        for row in federation.rows():
+            seen = "now" if row.connected else ago(row.last_seen)
+            rows = f"{row.rows:,}" if row.rows else "–"
+            tags = ", ".join(row.tags)
+            table.add_row(row.name, federation.name, "yes" if row.connected else "no", tags, row.cluster or "–", rows, seen)
+    console.print(table)
+    for federation in federations:
+        for at, key, address in federation.refused(time.time() - _DAY):
+            console.print(f"refused {ago(at)}: key {key} from {address} is in no file of nodes/", markup=False, highlight=False)

@@ -29,6 +29,7 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from reconciler.errors import TrainingError
 from reconciler.nodes.keys import KeyPair, public_bytes
 
 HEARTBEAT_SECONDS = 10.0
@@ -48,10 +49,11 @@ class Hold:
         """Adds the header where it has a meaning."""
         if context.rpc_method.endswith("/PullMessages"):
             context.request.headers[HOLD_HEADER] = self._seconds
-        return call_next(context)
+        response: httpx.Response = call_next(context)
+        return response
 
 
-class KeyRefusedError(Exception):
+class KeyRefusedError(TrainingError):
     """The SuperLink does not take this node's key."""
 
 
@@ -86,7 +88,12 @@ class Fleet:
             answer = self._client.ActivateNode(request)
         except httpx.HTTPStatusError as error:
             if error.response.status_code < 500:
-                raise KeyRefusedError(error.response.text[:200]) from error
+                raise KeyRefusedError(
+                    "FL5803",
+                    f"The SuperLink refuses this node's key: {error.response.text[:200]}",
+                    cure="Have its public key put into nodes/ of the GitOps repo; the node goes on trying.",
+                    transient=True,
+                ) from error
             raise httpx.ConnectError(f"the SuperLink answers {error.response.status_code}") from error
         self._node = Node(node_id=answer.node_id)
 
@@ -192,7 +199,12 @@ def _refusals() -> Iterator[None]:
     except httpx.HTTPStatusError as error:
         status: Any = error.response.status_code
         if status == httpx.codes.UNAUTHORIZED:
-            raise KeyRefusedError("the key is known no more, or the clocks differ by minutes") from error
+            raise KeyRefusedError(
+                "FL5803",
+                "The SuperLink does not know this node's key any more, or the clocks differ by minutes.",
+                cure="See whether nodes/ of the GitOps repo still has the key; the node goes on trying.",
+                transient=True,
+            ) from error
         if status < 500:
             raise RunOverError(error.response.text[:200]) from error
         raise httpx.ConnectError(f"the SuperLink answers {status}") from error

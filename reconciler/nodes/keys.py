@@ -74,19 +74,6 @@ def public_bytes(key: ec.EllipticCurvePublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def parse_public(text: str) -> bytes:
-    """A public key as people write it (PEM or OpenSSH) in Flower's form. Raises ValueError."""
-    data = text.strip().encode()
-    try:
-        load = serialization.load_ssh_public_key if data.startswith(b"ecdsa-") else serialization.load_pem_public_key
-        key = load(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ValueError("no public key") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, CURVES):
-        raise ValueError("no NIST elliptic-curve key")
-    return public_bytes(key)
-
-
 def fingerprint(public: bytes) -> str:
     """What people compare: SHA-256 of the key, as OpenSSH writes it."""
     return "SHA256:" + base64.b64encode(hashlib.sha256(public).digest()).decode().rstrip("=")

@@ -35,7 +35,7 @@ _FASTEST, _SLOWEST, _SHARE = 0.01, 1.0, 0.05
 """A node asks for messages at these intervals, in seconds: a share of the time since the last one."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _KEPT_RUNS = 3
-_LOOK_SECONDS = 10.0
+_LOOK_SECONDS, _KEEP_SECONDS = 5.0, 20.0
 Tell = Callable[[str, str], None]
 """Told in (kind, sentence): connected, lost, refused, run, environment, learner, failed."""
 
@@ -65,6 +65,7 @@ class _Learner:
     host: Host
     index: int
     used: float = field(default_factory=time.monotonic)
+    over_since: float = 0.0
 
 
 class Node:
@@ -107,7 +108,7 @@ class Node:
                 try:
                     self._take_part()
                 except KeyRefusedError as error:
-                    kind, text = "refused", f"FL5803 the SuperLink refuses this node's key: {error}"
+                    kind, text = "refused", str(error)
                 except (httpx.HTTPError, OSError, ValueError) as error:
                     kind, text = "lost", f"FL5801 the SuperLink cannot be reached: {error}"
                 else:
@@ -169,11 +170,19 @@ class Node:
         """Ends the learners of runs that are over: Flower tells a node nothing about the end of a run."""
         self._looked = self._clock()
         for run_id in {learner.run_id for learner in self._learners.values()}:
+            learners = [learner for learner in self._learners.values() if learner.run_id == run_id]
             try:
                 fleet.bundle_hash(run_id)
             except RunOverError:
-                self._tell("run", "the run has ended")
-                self._forget(run_id)
+                # A SuperLink that was started again does not know the run: it is submitted again, and its learners are kept.
+                ended = [learner.over_since or self._looked for learner in learners]
+                if min(ended) < self._looked - _KEEP_SECONDS:
+                    self._tell("run", "the run has ended")
+                    self._forget(run_id)
+            else:
+                ended = [0.0 for _ in learners]
+            for learner, since in zip(learners, ended, strict=True):
+                learner.over_since = since
 
     # --- messages -------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -70,7 +70,7 @@ class Relay:
 
     def __init__(
         self, superlink: SuperLink, candidates: Sequence[Candidate], keys: Mapping[str, bytes], bundle: AppBundle, digest: str,
-        record: Path,
+        record: Path, on_rows: Callable[[Mapping[str, int]], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self._superlink = superlink
         self._candidates = sorted(candidates, key=lambda candidate: candidate.name)
@@ -83,11 +83,11 @@ class Relay:
         self._node_ids: dict[str, int] = {}
         self._sent: dict[str, _Sent] = {}
         self._unsent: list[_Sent] = []
+        self._nodes_wanted = False
         self._ended = threading.Event()
         self._heartbeat_at = 0.0
         self.adopted = False
-        self.rows: dict[str, int] = {}
-        """Rows of each node that is ready, by name."""
+        self._on_rows = on_rows
 
     @contextmanager
     def open(self) -> Iterator[int]:
@@ -179,10 +179,11 @@ class Relay:
     # --- the thread -----------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        if self.adopted:
-            self._tell("adopted", f"goes on with run {self._run_id} of the SuperLink")
-        else:
-            self._tell("submitted", f"run {self._run_id} of the SuperLink")
+        with suppress(OSError):  # an aggregator that has ended already shows below
+            if self.adopted:
+                self._tell("adopted", f"goes on with run {self._run_id} of the SuperLink")
+            else:
+                self._tell("submitted", f"run {self._run_id} of the SuperLink")
         wait = _FASTEST
         asked, failing = 0.0, 0
         while not self._ended.is_set():
@@ -191,9 +192,10 @@ class Relay:
                     self._take_in()
                 if time.monotonic() - self._heartbeat_at > _HEARTBEAT and not self._beat():
                     self._again()
+                self._list()
                 if self._unsent:
                     self._push()
-                if self._sent and time.monotonic() - asked >= wait:
+                if self._sent and not self._pipe.poll(0) and time.monotonic() - asked >= wait:
                     self._pull()
                     asked = time.monotonic()
                 wait, failing = self._interval(), 0
@@ -246,6 +248,14 @@ class Relay:
 
     def _noted(self, note: Mapping[str, Any]) -> None:
         if note["kind"] == "nodes":
+            self._nodes_wanted = True  # asked for in the loop: no answer of the SuperLink may lose the question
+        elif note["kind"] == "forget":
+            gone = set(note["ids"])
+            self._sent = {key: sent for key, sent in self._sent.items() if sent.identifier not in gone}
+            self._unsent = [sent for sent in self._unsent if sent.identifier not in gone]
+
+    def _list(self) -> None:
+        if self._nodes_wanted:
             online = {member.node_id for member in self._superlink.members() if member.connected}
             nodes = [
                 {
@@ -255,10 +265,7 @@ class Relay:
                 for index, candidate in enumerate(self._candidates)
             ]  # fmt: skip
             self._note({"kind": "nodes", "nodes": nodes})
-        elif note["kind"] == "forget":
-            gone = set(note["ids"])
-            self._sent = {key: sent for key, sent in self._sent.items() if sent.identifier not in gone}
-            self._unsent = [sent for sent in self._unsent if sent.identifier not in gone]
+            self._nodes_wanted = False
 
     def _push(self) -> None:
         messages: list[tuple[_Sent, Message]] = [(sent, self._message(sent)) for sent in self._unsent]
@@ -312,7 +319,7 @@ class Relay:
                         del self._sent[proto.metadata.reply_to_message_id]
                         self._failed(sent, "FL5811", "The node's answer did not arrive as a whole.", lost=True)
                     continue
-                reply: Any = inflate_object_from_contents(identifier, contents)  # type: ignore[arg-type]
+                reply: Any = inflate_object_from_contents(identifier, contents)
                 self._api.ConfirmMessageReceived(
                     ConfirmMessageReceivedRequest(node=_NODE, run_id=self._run_id, message_object_id=identifier)
                 )
@@ -345,7 +352,7 @@ class Relay:
             self._note({"kind": "failed", "id": sent.identifier, "lost": False, "failure": json.loads(str(head["failure"]))})
             return
         if "rows" in head:
-            self.rows[self._candidates[sent.candidate].name] = int(head["rows"])
+            self._on_rows({self._candidates[sent.candidate].name: int(head["rows"])})
         proto = ProtoMessage()
         proto.content.ParseFromString(content)
         proto.metadata.run_id, proto.metadata.message_id = 1, "0"

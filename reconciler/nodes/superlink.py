@@ -192,7 +192,8 @@ class _OperatorHeader:
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
         context.request.headers[OPERATOR_HEADER] = self._secret
-        return call_next(context)
+        response: httpx.Response = call_next(context)
+        return response
 
 
 @contextmanager

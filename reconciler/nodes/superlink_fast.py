@@ -39,7 +39,16 @@ class _Call:
     asks: bool = False
 
 
+def _activate(request: Any, state: Any, _task: Any) -> Any:
+    """A node that was killed is online to Flower until its heartbeats are missed; its key says that it is the same one."""
+    node_id = state.get_node_id_by_public_key(request.public_key)
+    if node_id is not None:
+        state.deactivate_node(node_id)
+    return fleet.activate_node(request, state)
+
+
 _FLEET = {
+    "activate-node": _Call(fleet_pb2.ActivateNodeRequest, _activate),
     "pull-messages": _Call(fleet_pb2.PullMessagesRequest, lambda r, s, _: fleet.pull_messages(r, s, s.object_store), asks=True),
     "push-messages": _Call(fleet_pb2.PushMessagesRequest, lambda r, s, _: fleet.push_messages(r, s)),
     "pull-object": _Call(objects.PullObjectRequest, lambda r, s, _: fleet.pull_object(r, s)),

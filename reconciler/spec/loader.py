@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from reconciler.errors import SpecError, SpecErrors, Where
 from reconciler.spec.build_plan import BuildPlan, wrong_kind
-from reconciler.spec.models import NAME, MockData, OperatorConfig, ProjectSLA
+from reconciler.spec.models import NAME, MockData, NodeDeclaration, OperatorConfig, ProjectSLA
 from reconciler.spec.yaml_reader import MAX_ERRORS, Document, Path, read, shown
 
 _TYPES = {
@@ -55,6 +55,11 @@ def load_build_plan(data: bytes, path: str) -> BuildPlan:
     if plan.kind != PurePosixPath(path).stem:
         raise SpecErrors([wrong_kind(plan.kind, Where(path, 1))])
     return plan
+
+
+def load_node(data: bytes, path: str) -> NodeDeclaration:
+    """A `nodes/<name>.yaml`. Raises SpecErrors."""
+    return load(NodeDeclaration, data, path)
 
 
 def load(model: type[Model], data: bytes, path: str) -> Model:

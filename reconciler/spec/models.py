@@ -189,6 +189,9 @@ class TrainingConfiguration(_Model):
     privacy: Privacy | None = Field(None, description="Differential privacy.")
     simulation: Simulation | None = Field(None, description="Virtual learners; classic mode only.")
     partitioner: Partitioner | None = Field(None, description="How rows are dealt to learners; by chance when left out.")
+    federation: ProjectName | None = Field(
+        None, description="A federation of flops.yaml whose nodes are the learners; without it learners are started here."
+    )
 
     # Rules on single keys, not on the whole: so each is told at its own place, beside all other mistakes.
     @field_validator("min_fit_clients", "min_evaluate_clients")
@@ -368,6 +371,39 @@ class MockData(_Model):
         return self.mock_data_configuration.data_tag
 
 
+Tag = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class NodeDeclaration(_Model):
+    """`nodes/<name>.yaml`: a machine that may be a learner."""
+
+    model_config = ConfigDict(title="Node")
+
+    public_key: Annotated[str, AfterValidator(rules.public_key)] = Field(
+        max_length=2000, description="Its public key, as `flops node keygen` printed it."
+    )
+    tags: list[Tag] = Field(min_length=1, max_length=100, description="Data tags that it may be asked for.")
+    cluster: str = Field("", max_length=63, pattern=r"^$|" + NAME, description="Cluster that it belongs to.")
+    federation: ProjectName = Field("default", description="Federation of flops.yaml that it may join.")
+
+
+class FederationConfig(_Model):
+    """A SuperLink and where it is: one of ours, unless `superlink` names another."""
+
+    superlink: Annotated[str, AfterValidator(rules.host_port)] | None = Field(
+        None, description="HOST:PORT of a SuperLink that exists already."
+    )
+    root_certificates: str | None = Field(None, description="PEM file with which that one is verified [the system's].")
+    superexec_secret_file: str | None = Field(None, description="File with its SuperExec secret.")
+    listen: Annotated[str, AfterValidator(rules.host_port)] = Field(
+        "127.0.0.1:9092", description="Where ours listens for nodes; 0.0.0.0:9092 for all networks."
+    )
+    hosts: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9.:-]+$", max_length=253)]] = Field(
+        default_factory=lambda: ["localhost", "127.0.0.1"], min_length=1, max_length=50,
+        description="Names and addresses by which nodes reach ours; they stand in its certificate.",
+    )  # fmt: skip
+
+
 class BudgetConfig(_Model):
     """What one machine gives to trainings at the same time."""
 
@@ -438,4 +474,7 @@ class OperatorConfig(_Model):
     allow_empty: bool = Field(False, description="Allow a commit that removes every project.")
     data_directories: dict[str, str] = Field(default_factory=dict, description="Directories of data files by tag.")
     policy: Policy = Field(default_factory=Policy, description="What tenants may do.")
+    federations: dict[ProjectName, FederationConfig] = Field(
+        default_factory=dict, max_length=100, description="Federations of nodes, by name."
+    )
     poll_interval: Duration = Field(60.0, description="How often a remote is asked for commits.")

@@ -137,6 +137,33 @@ def _cron_number(text: str, low: int, names: tuple[str, ...]) -> int | None:
     return int(text) if re.fullmatch(r"[0-9]{1,2}", text) else None
 
 
+def public_key(value: str) -> str:
+    """The public key of a node, in the one form in which Flower compares keys (PEM)."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    if "PRIVATE" in value:
+        raise broken("is a private key", "Remove it, make a new key, and put the file that ends in .pub here.")
+    data = value.strip().encode()
+    try:
+        load = serialization.load_ssh_public_key if data.startswith(b"ecdsa-") else serialization.load_pem_public_key
+        key = load(data)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise broken("is not a public key", "Write what `flops node keygen` printed.") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1 | ec.SECP521R1):
+        raise broken("is not a NIST elliptic-curve key", "Make one with `flops node keygen`.")
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def host_port(value: str) -> str:
+    """An address to connect to or to listen on."""
+    host, _, port = value.rpartition(":")
+    if not re.fullmatch(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+", host) or not port.isdigit() or not 0 < int(port) < 65536:
+        raise broken("is not HOST:PORT", "Write for example superlink.example.org:9092.")
+    return value
+
+
 def no_credentials(value: str) -> str:
     """A URL of flops.yaml: the file is committed, so a password in it is published."""
     if re.search(r"://[^/\s]*@", value):

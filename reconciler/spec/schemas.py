@@ -10,13 +10,14 @@ import orjson
 from pydantic import BaseModel
 
 from reconciler.spec.build_plan import BuildPlan
-from reconciler.spec.models import MockData, OperatorConfig, ProjectSLA
+from reconciler.spec.models import MockData, NodeDeclaration, OperatorConfig, ProjectSLA
 
 MODELS: dict[str, type[BaseModel]] = {
     "sla": ProjectSLA,
     "mock_data": MockData,
     "flops": OperatorConfig,
     "build_plan": BuildPlan,
+    "node": NodeDeclaration,
 }
 
 

@@ -13,7 +13,7 @@ def training_spec(sla: ProjectSLA) -> dict[str, Any]:
     # How long to wait for an answer does not change what a finished run learned.
     del training["round_timeout"]
     # Keys that came later count when they are used only: a release does not train again what it would learn alike.
-    for name in ("root_strategy", "early_stop", "update_guard", "privacy", "simulation", "partitioner"):
+    for name in ("root_strategy", "early_stop", "update_guard", "privacy", "simulation", "partitioner", "federation"):
         if training[name] is None:
             del training[name]
     if "simulation" in training:

@@ -14,7 +14,7 @@ import orjson
 from reconciler.errors import FlopsError, SpecError, SpecErrors, Where
 from reconciler.spec.build_plan import KINDS
 from reconciler.spec.dependencies import circles, missing
-from reconciler.spec.loader import load_build_plan, load_document, load_mock_data, load_operator_config
+from reconciler.spec.loader import load_build_plan, load_document, load_mock_data, load_node, load_operator_config
 from reconciler.spec.models import NAME, ProjectSLA
 from reconciler.spec.yaml_reader import MAX_BYTES, Document, read
 
@@ -22,6 +22,7 @@ SLA_NAMES = ("sla.yaml", "sla.yml", "sla.json")
 MOCK_NAMES = ("mock_data.yaml", "mock_data.yml", "mock_data.json")
 OPERATOR_NAME = "flops.yaml"
 PLANS = "build_plans"
+NODES = "nodes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,8 @@ def _validate(file: Path, shown: str) -> _Project | None:
             cause = f"{file.name!r} is the plan of no kind of image."
             raise SpecErrors([SpecError("FL1044", cause, cure=f"Call it {', '.join(KINDS)} (.yaml).", where=Where(shown))])
         load_build_plan(data, shown)
+    elif file.parent.name == NODES:
+        load_node(data, shown)
     else:
         document = read(data, shown)
         sla = load_document(ProjectSLA, document, shown)
@@ -144,6 +147,7 @@ def _expand(paths: Sequence[Path], root: Path) -> Iterable[Path]:
         for folder in sorted(path for path in root.glob("projects/*") if path.is_dir() and not path.is_symlink()):
             yield from _declaring(folder)
         yield from _plans(root)
+        yield from _nodes(root / NODES)
         if _there(root / OPERATOR_NAME):
             yield root / OPERATOR_NAME
         return
@@ -154,6 +158,8 @@ def _expand(paths: Sequence[Path], root: Path) -> Iterable[Path]:
         for found, folders, names in os.walk(path):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             yield from _declaring(Path(found))
+            if Path(found).name == NODES:
+                yield from _nodes(Path(found))
             if OPERATOR_NAME in names:
                 yield Path(found) / OPERATOR_NAME
 
@@ -166,6 +172,10 @@ def _declaring(folder: Path) -> Iterable[Path]:
 def _plans(folder: Path) -> Iterable[Path]:
     """The build plans of the repo or of a project; other files, such as a README, are nobody's business."""
     return (path for path in sorted((folder / PLANS).glob("*")) if path.suffix in {".yaml", ".yml", ".json"})
+
+
+def _nodes(folder: Path) -> Iterable[Path]:
+    return (path for path in sorted(folder.glob("*")) if path.suffix in (".yaml", ".yml", ".json"))
 
 
 def _slas(folder: Path) -> Iterable[Path]:

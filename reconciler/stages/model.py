@@ -18,6 +18,7 @@ from reconciler.errors import ServingError
 from reconciler.federation.data import DataCatalog, DatasetVersion
 from reconciler.federation.training import TrainingResult
 from reconciler.images.store import ImageStore
+from reconciler.nodes.federation import Federation
 from reconciler.plan import DesiredProject
 from reconciler.runtimes.model import Runtime, Service
 from reconciler.serving.verify import VerificationResult
@@ -81,6 +82,8 @@ class Tools:
     """Whoever starts the containers of training runs."""
     instance: str
     clock: Callable[[], float]
+    federation: Callable[[str, str], Federation]
+    """A federation by name, with the nodes that a commit declares."""
 
 
 @dataclass(slots=True)

@@ -10,6 +10,13 @@ def run(work: Work) -> Outcome:
     """Check the ML repo out and fetch the data; both are cached, so a second run costs nothing."""
     declared = work.declared
     work.repo_dir = declared.checkout()
+    federation = declared.sla.training_configuration.federation
+    if federation is not None:
+        return Outcome(
+            "done",
+            f"ML repo {short(declared.ml_repo['tree'])}, data stay on the nodes of federation {federation}",
+            {"ml_repo": dict(declared.ml_repo), "dataset": {"name": federation, "digest": ""}},
+        )
     work.dataset = work.tools.catalog.resolve(
         declared.mock_data, declared.sla.training_configuration.data_tags, on_line=lambda line: work.tell("data", line)
     )

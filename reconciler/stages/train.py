@@ -13,9 +13,10 @@ from reconciler.actors import ActorImages
 from reconciler.digests import short
 from reconciler.errors import TrainingError
 from reconciler.federation.containers import in_containers
-from reconciler.federation.launching import Launch
+from reconciler.federation.launching import Launch, Link
 from reconciler.federation.runtime_version import TRAINING_VERSION
 from reconciler.federation.training import ClusterShare, RoundResult, TrainingEvent, TrainingJob, TrainingResult, run_training
+from reconciler.nodes.fab import LearnerSpec
 from reconciler.spec.models import TrainingConfiguration
 from reconciler.stages import build, resolve
 from reconciler.stages.model import Outcome, Work
@@ -30,7 +31,8 @@ def run(work: Work) -> Outcome:
     if known:
         work.run_id = known.run_id
         return Outcome("reused", f"run {known.run_id[:8]} has digest {short(work.desired.run_digest)}")
-    if work.dataset is None:
+    federation = work.declared.sla.training_configuration.federation
+    if work.dataset is None and (federation is None or work.repo_dir is None):
         resolve.run(work)
     if work.environment is None:
         build.run(work)
@@ -46,7 +48,9 @@ def run(work: Work) -> Outcome:
     with ThreadPoolExecutor(max_workers=1) as pool:
         # A new customer's tracking server takes seconds to start: it does so while the learners do.
         server = pool.submit(work.tools.tracking, work.desired.customer)
-        work.training = run_training(_job(work), on_event=on_event, cancelled=work.cancelled, launch=_launch(work))
+        link = _link(work, federation) if federation else None
+        launch = _launch(work) if link is None else None
+        work.training = run_training(_job(work), on_event=on_event, cancelled=work.cancelled, launch=launch, link=link)
     if work.lock is not None:
         ml_repo = work.declared.ml_repo
         origin = {"source": ml_repo["url"], "revision": ml_repo["commit"], "time": work.declared.committed}
@@ -85,18 +89,21 @@ def _launch(work: Work) -> Launch | None:
 
 
 def _job(work: Work) -> TrainingJob:
-    if work.dataset is None or work.environment is None or work.repo_dir is None:
+    federation = work.declared.sla.training_configuration.federation
+    if (work.dataset is None and federation is None) or work.environment is None or work.repo_dir is None:
         raise TrainingError("FL5090", "The training's inputs are not there.", cure="Run resolve and build first.")
     sla = work.declared.sla
     training = sla.training_configuration
     learners = training.learner_count()
     partitions = work.declared.mock_data.number_of_partitions if work.declared.mock_data else None
-    work.shards = tuple(
-        work.tools.catalog.shards(
-            work.dataset, learners, training.seed, work.tools.runs / "shards", partitions, training.partitioner
+    holdout = None
+    if work.dataset is not None:
+        work.shards = tuple(
+            work.tools.catalog.shards(
+                work.dataset, learners, training.seed, work.tools.runs / "shards", partitions, training.partitioner
+            )
         )
-    )
-    holdout = work.dataset.directory / "holdout.arrow"
+        holdout = work.dataset.directory / "holdout.arrow"
     return TrainingJob(
         project=work.desired.name,
         digest=work.desired.run_digest,
@@ -104,7 +111,7 @@ def _job(work: Work) -> TrainingJob:
         repo_dir=work.repo_dir,
         python=work.environment.python,
         shards=work.shards,
-        holdout=holdout if holdout.is_file() else None,
+        holdout=holdout if holdout and holdout.is_file() else None,
         run_dir=work.run_dir,
         flavor=str(sla.ml_model_flavor),
         rounds=training.training_rounds,
@@ -140,6 +147,27 @@ def _options(training: TrainingConfiguration) -> dict[str, Any]:
 
 def _short(direction: str) -> Literal["max", "min"]:
     return "max" if direction == "maximize" else "min"
+
+
+def _link(work: Work, name: str) -> Link:
+    """The way to the nodes of a federation, with all that they have to know of this run."""
+    if work.lock is None or work.repo_dir is None:
+        raise TrainingError("FL5090", "The training's inputs are not there.", cure="Run resolve and build first.")
+    sla = work.declared.sla
+    training = sla.training_configuration
+    spec = LearnerSpec(
+        digest=work.desired.run_digest,
+        project=work.desired.name,
+        flavor=str(sla.ml_model_flavor),
+        seed=training.seed,
+        data_tags=tuple(sorted(set(training.data_tags))),
+        memory_mb=sla.resource_constraints.memory,
+        vcpus=sla.resource_constraints.vcpus,
+        setup_seconds=max(300.0, training.round_timeout),
+        python=work.lock.python,
+        requirements=work.lock.requirements,
+    )
+    return work.tools.federation(name, work.declared.commit).link(work.repo_dir, spec)
 
 
 def _record(work: Work, result: TrainingResult) -> RunRecord:

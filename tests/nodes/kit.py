@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
 import secrets
 import signal
@@ -53,6 +54,25 @@ def write_rows(path: Path, rows: int, seed: int) -> Path:
     x = np.random.default_rng(0).normal(0, 1.2, (3, 8))[labels] + random.normal(0, 1, (rows, 8))
     pa.parquet.write_table(pa.table({"x": x.tolist(), "y": labels}), path)
     return path
+
+
+@dataclass
+class Seen:
+    """How many learners trained in each round."""
+
+    learners: list[int] = field(default_factory=list)
+
+    def __call__(self, event: TrainingEvent) -> None:
+        if event.kind == "round":
+            self.learners.append(int(event.data["result"]["learners_fit"]))
+
+
+def slow(repo: Path, seconds: float) -> None:
+    """Lets a learner's training take its time, so that there is a round to disturb."""
+    path = repo / "model_manager.py"
+    path.write_text(
+        path.read_text().replace("for _ in range(10):", f"__import__('time').sleep({seconds})\n        for _ in range(10):")
+    )
 
 
 @dataclass
@@ -110,10 +130,12 @@ class Federation:
         self.secret = secrets.token_urlsafe(32)
         (self.folder / "operator.secret").write_text(self.secret)
         script = str(Path(superlink_server.__file__))
+        (self.folder / superlink_server.ALLOWED).write_text("{}")
         self.server = Process(
             [sys.executable, "-P", script, "--listen", f"{self.host}:{self.port}", "--port", str(self.operator_port)],
             self.root / "superlink.log", self.folder, self._env(), self.netns,
         )  # fmt: skip
+        self.bridge: Process | None = None
         environment = self.root / "cache" / "environments" / "envs" / digest_of(list(LOCK))[:32]
         (environment / "bin").mkdir(parents=True)
         (environment / ".complete").write_text("")
@@ -129,6 +151,21 @@ class Federation:
         self.server.start()
         eventually(self.healthy)
         return self
+
+    def bridge_operator(self) -> int:
+        """For a SuperLink in a namespace: its operator's port, reached from here through a Unix socket.
+
+        Sockets of the file system know no network namespaces; `socat` is not needed for two loops of a few lines.
+        """
+        path = self.root / "operator.sock"
+        self.bridge = Process(
+            [sys.executable, str(Path(__file__).with_name("bridge.py")), str(path), str(self.operator_port)],
+            self.root / "bridge.log", self.root, self._env(), self.netns,
+        ).start()  # fmt: skip
+        eventually(path.exists)
+        from tests.nodes.bridge import serve_tcp
+
+        return serve_tcp(path)
 
     def healthy(self) -> bool:
         assert self.server.process is not None
@@ -155,6 +192,10 @@ class Federation:
             NodeData(place).add(source, name="rows", tags=tags.split(","))
         if allow:
             self.allowed[name] = public
+            (self.folder / superlink_server.ALLOWED).write_text(
+                json.dumps({known: key.decode() for known, key in self.allowed.items()})
+            )
+            self.superlink().allow(self.allowed)
             if set(declared_tags if declared_tags is not None else tags.split(",")) & {"blobs"}:
                 self.candidates[name] = Candidate(name, "", public)
         self.nodes[name] = Process(
@@ -183,17 +224,18 @@ class Federation:
         return TrainingJob(**{**values, **changes})
 
     def train(
-        self, nodes: int, on_event: Callable[[TrainingEvent], None] = lambda _: None, relay: Relay | None = None, **changes: Any
-    ) -> TrainingResult:
+        self, nodes: int, on_event: Callable[[TrainingEvent], None] = lambda _: None, relay: Relay | None = None,
+        cancelled: Callable[[], bool] = lambda: False, **changes: Any,
+    ) -> TrainingResult:  # fmt: skip
         def both(event: TrainingEvent) -> None:
             self.events.append(event)
             on_event(event)
 
-        return run_training(self.job(nodes, **changes), on_event=both, cancelled=lambda: False, link=relay or self.relay())
+        return run_training(self.job(nodes, **changes), on_event=both, cancelled=cancelled, link=relay or self.relay())
 
     def kinds(self) -> list[str]:
         return [event.kind for event in self.events]
 
     def stop(self) -> None:
-        for process in [*self.nodes.values(), self.server]:
+        for process in [*self.nodes.values(), self.server, *([self.bridge] if self.bridge else [])]:
             process.kill(signal.SIGTERM if process is not self.server else signal.SIGKILL)

@@ -42,6 +42,7 @@ class Node:
     connected: bool = False
     ready: bool = False
     asked: str = ""
+    asked_at: float = 0.0
     failure: Failure | None = None
     was_lost: bool = False
     refusals: int = 0
@@ -95,7 +96,9 @@ class SuperLinkGrid(Grid):  # type: ignore[misc, unused-ignore]
             busy = [node for node in self.learners if node.asked]
             ready = [node for node in self.learners if node.ready]
             now = time.monotonic()
-            if len(ready) >= self._needed and (not busy or (grace is not None and now - started >= grace)):
+            if grace is not None:
+                busy = [node for node in busy if now - node.asked_at < grace]
+            if len(ready) >= self._needed and not busy:
                 return ready
             if (deadline is not None and now >= deadline) or sum(node.may_serve for node in self.learners) < self._needed:
                 return ready
@@ -112,6 +115,7 @@ class SuperLinkGrid(Grid):  # type: ignore[misc, unused-ignore]
             self._pump(None)
         for node in self.learners:
             if node.connected and not node.ready and not node.asked and node.may_serve and time.monotonic() >= node.not_before:
+                node.asked_at = time.monotonic()
                 node.asked = self._send(node, Message(RecordDict(), node.node_id, PREPARE), None)
 
     def failures(self) -> list[tuple[int, Failure]]:

@@ -1,0 +1,213 @@
+"""A federation as the reconciler has it: its SuperLink (a service of ours, or another's by address) and its declared nodes.
+
+Who may take part stands in the GitOps repo: the keys of `nodes/*.yaml` of this federation, and no others, are registered; which
+of them a run may ask follows from the declared tags and clusters. What a node says of itself can only make that less.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from reconciler.errors import SpecError, SpecErrors, TrainingError
+from reconciler.nodes import certificates, fab
+from reconciler.nodes.keys import fingerprint
+from reconciler.nodes.relay import Candidate, Relay
+from reconciler.nodes.superlink import Access, SuperLink
+from reconciler.nodes.superlink_server import ALLOWED, REFUSED, SECRET
+from reconciler.runtimes.model import Runtime, ServiceSpec
+from reconciler.spec.loader import load_node
+from reconciler.spec.models import FederationConfig, NodeDeclaration
+
+KIND = "superlink"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """One line of `flops nodes`. `rows` is what it had in its last run, 0 if it was in none; `last_seen` 0 for never."""
+
+    name: str
+    cluster: str
+    tags: tuple[str, ...]
+    connected: bool
+    last_seen: float
+    rows: int
+    fingerprint: str
+
+
+def declared(files: Mapping[str, tuple[str, bytes]], federation: str) -> dict[str, NodeDeclaration]:
+    """The nodes of a federation out of (path, content) by name. Raises SpecErrors with all that is wrong."""
+    found: dict[str, NodeDeclaration] = {}
+    errors: list[SpecError] = []
+    for name, (path, content) in sorted(files.items()):
+        try:
+            node = load_node(content, path)
+        except SpecErrors as refused:
+            errors += refused.errors
+            continue
+        if node.federation == federation:
+            found[name] = node
+    if errors:
+        raise SpecErrors(errors)
+    keys = [node.public_key for node in found.values()]
+    if len(set(keys)) < len(keys):
+        raise TrainingError("FL5810", "Two nodes are declared with the same key.", cure="Each node makes a key of its own.")
+    return found
+
+
+class Federation:
+    """One federation. Starts nothing before it is asked for something."""
+
+    def __init__(
+        self,
+        name: str,
+        config: FederationConfig,
+        nodes: Mapping[str, NodeDeclaration],
+        folder: Path,
+        runtime: Runtime,
+        *,
+        instance: str = "default",
+    ) -> None:
+        self.name = name
+        self._config = config
+        self._nodes = dict(nodes)
+        self._folder = folder.resolve()
+        self._runtime = runtime
+        self._instance = instance
+
+    @property
+    def ours(self) -> bool:
+        """Whether the SuperLink is a service of this reconciler."""
+        return self._config.superlink is None
+
+    @property
+    def authority(self) -> Path | None:
+        """The certificate that nodes need to trust the SuperLink; None where the system's do."""
+        if not self.ours:
+            return Path(self._config.root_certificates) if self._config.root_certificates else None
+        return certificates.ensure(self._folder, self._config.hosts, datetime.datetime.now(datetime.UTC))
+
+    def superlink(self) -> SuperLink:
+        """The SuperLink with the declared keys registered; started if it is ours. Raises TrainingError, ServingError."""
+        link = SuperLink(self._access())
+        link.allow(self._keys())
+        return link
+
+    def link(self, repo_dir: Path, spec: fab.LearnerSpec) -> Relay:
+        """The way to the learners of a run."""
+        tags = set(spec.data_tags)
+        candidates = [
+            Candidate(name, node.cluster, node.public_key.encode()) for name, node in self._nodes.items() if tags & set(node.tags)
+        ]
+        if not candidates:
+            raise TrainingError(
+                "FL5813",
+                f"No node of the federation {self.name!r} is declared for the tags {', '.join(sorted(tags)) or '(none)'}.",
+                cure="Add the tag to a file in nodes/, or correct training_configuration.data_tags.",
+            )
+        record = self._folder / "runs" / f"{spec.digest}.json"
+        bundle = fab.build(repo_dir, spec)
+        return Relay(SuperLink(self._access()), candidates, self._keys(), bundle, spec.digest, record, on_rows=self._keep_rows)
+
+    def rows(self) -> list[NodeRow]:
+        """Every declared node and what is known of it."""
+        members = {member.name: member for member in self.superlink().members()}
+        counted = self._rows()
+        found = []
+        for name, node in sorted(self._nodes.items()):
+            member = members.get(name)
+            found.append(
+                NodeRow(
+                    name, node.cluster, tuple(node.tags), bool(member and member.connected),
+                    member.last_seen if member else 0.0, counted.get(name, 0), fingerprint(node.public_key.encode()),
+                )
+            )  # fmt: skip
+        return found
+
+    def refused(self, since: float) -> list[tuple[float, str, str]]:
+        """(time, key, address) of nodes that our SuperLink refused after a time."""
+        try:
+            lines = (self._folder / REFUSED).read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return []
+        entries = [json.loads(line) for line in lines]
+        return [(entry["at"], entry["key"], entry["from"]) for entry in entries if entry["at"] >= since]
+
+    def _keys(self) -> dict[str, bytes]:
+        return {name: node.public_key.encode() for name, node in self._nodes.items()}
+
+    def _access(self) -> Access:
+        if not self.ours:
+            return self._others()
+        certificates.ensure(self._folder, self._config.hosts, datetime.datetime.now(datetime.UTC))
+        self._private(ALLOWED, json.dumps({name: key.decode() for name, key in self._keys().items()}))
+        if not (self._folder / SECRET).is_file():
+            self._private(SECRET, secrets.token_urlsafe(32))
+        service = self._runtime.apply(superlink_service(self.name, self._folder, self._config.listen, self._instance))
+        if not service.healthy:
+            raise TrainingError(
+                "FL5801", f"The SuperLink of federation {self.name!r} does not answer.", cure="It is started again.", transient=True
+            )
+        return Access(service.address, (self._folder / SECRET).read_text().strip(), insecure=True)
+
+    def _others(self) -> Access:
+        config = self._config
+        try:
+            root = Path(config.root_certificates).read_bytes() if config.root_certificates else None
+            secret = Path(config.superexec_secret_file).read_bytes().strip() if config.superexec_secret_file else None
+        except OSError as error:
+            raise TrainingError(
+                "FL5809", f"A file of the federation {self.name!r} cannot be read: {error.strerror}.", cure="Correct flops.yaml."
+            ) from error
+        return Access(str(config.superlink), root_certificates=root, superexec_secret=secret)
+
+    def _private(self, name: str, content: str) -> None:
+        temporary = self._folder / f".{name}.partial"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(content)
+        temporary.replace(self._folder / name)
+
+    def _rows(self) -> dict[str, int]:
+        try:
+            return {str(name): int(rows) for name, rows in json.loads((self._folder / "rows.json").read_text()).items()}
+        except (OSError, ValueError, AttributeError):
+            return {}
+
+    def _keep_rows(self, rows: Mapping[str, int]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._private("rows.json", json.dumps(self._rows() | dict(rows)))
+
+
+def superlink_service(name: str, folder: Path, listen: str, instance: str) -> ServiceSpec:
+    """The service that is a federation's SuperLink: Fleet API on `listen`, everything else on a loopback port."""
+    return ServiceSpec(
+        name=f"{KIND}-{name}",
+        argv=(
+            sys.executable, "-P", str(Path(__file__).with_name("superlink_server.py")), "--listen", listen, "--port", "{port}",
+        ),
+        cwd=folder,
+        env={"FLWR_TELEMETRY_ENABLED": "0", "FLWR_HOME": str(folder / "flwr"), "DO_NOT_TRACK": "true"},
+        health_path="/health",
+        labels={"flops.kind": KIND, "flops.federation": name, "flops.instance": instance},
+        socket="own",
+        start_timeout=120,
+    )  # fmt: skip
+
+
+def ago(seconds: float, now: float | None = None) -> str:
+    """A time as people say it."""
+    if not seconds:
+        return "never"
+    passed = max(0.0, (time.time() if now is None else now) - seconds)
+    for size, word in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if passed >= size:
+            return f"{passed / size:.0f} {word} ago"
+    return f"{passed:.0f} s ago"
