@@ -226,6 +226,7 @@ CODES: dict[str, str] = {
     "FL6123": "a Python that is not the build plan's",
     "FL6124": "a platform that the build plan does not have",
     "FL6125": "no interpreter for an image without a base",
+    "FL6126": "an engine that does not take an image",
     # --- FL614x images: base images, registries, signing
     "FL6140": "not the name of an image in a registry",
     "FL6141": "Docker's credentials cannot be used",

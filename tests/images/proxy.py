@@ -37,6 +37,11 @@ class Proxy:
                 spoiled = self._spoil(text)
                 if isinstance(spoiled, bytes):
                     client.sendall(spoiled)
+                    # What is still on its way is read: closing on it would reset the connection and lose the answer.
+                    client.shutdown(socket.SHUT_WR)
+                    client.settimeout(5)
+                    while client.recv(65536):
+                        pass
                     return
                 # One request a connection keeps this simple; the registry closes it after its answer.
                 server.sendall(re.sub(rb"(?i)\r\nconnection: [^\r]*", b"", head)[:-2] + b"Connection: close\r\n\r\n")

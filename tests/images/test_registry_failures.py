@@ -84,7 +84,8 @@ def test_a_push_that_is_cut_off_for_good_leaves_the_tag_as_it_was(tmp_path: Path
 def test_a_push_whose_manifests_are_rejected_publishes_nothing(tmp_path: Path, registry: RunningRegistry, kind: str) -> None:
     layout = layout_at(tmp_path)
     answer = (
-        b"HTTP/1.1 400 Bad Request\r\nContent-Length: 58\r\n\r\n" + b'{"errors":[{"code":"POLICY","message":"unsigned images"}]}'
+        b"HTTP/1.1 400 Bad Request\r\nContent-Length: 58\r\nConnection: close\r\n\r\n"
+        + b'{"errors":[{"code":"POLICY","message":"unsigned images"}]}'
     )
     proxy = Proxy(registry.port, lambda head: answer if head.startswith("PUT") and kind in head else None)
     with pytest.raises(ImageError, match="POLICY: unsigned images") as failure:
@@ -144,7 +145,9 @@ def test_passing_failures_are_tried_again(tmp_path: Path, registry: RunningRegis
 
     assert publish(layout, make_image(layout), Proxy(registry.port, spoil).host).uploaded == 4
     assert not failures
-    broken = Proxy(registry.port, lambda _head: b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+    broken = Proxy(
+        registry.port, lambda _head: b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
     with pytest.raises(ImageError, match="503") as failure:
         publish(layout, make_image(layout), broken.host)
     assert (failure.value.code, failure.value.transient) == ("FL6148", True)
@@ -195,7 +198,8 @@ def test_a_manifest_without_end(registry: RunningRegistry) -> None:
 
 def test_nobody_is_led_to_another_machine_in_plain_text(start_registry: StartRegistry) -> None:
     registry = start_registry()
-    away = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://registry.example.invalid/v2/x\r\nContent-Length: 0\r\n\r\n"
+    away = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://registry.example.invalid/v2/x\r\n"
+    away += b"Content-Length: 0\r\nConnection: close\r\n\r\n"
     proxy = Proxy(registry.port, lambda _head: away)
     with Registry(proxy.host, patience=PATIENT) as client, pytest.raises(ImageError, match="FL6151"):
         client.manifest(Reference.parse(f"{proxy.host}/acme/digits:1"))

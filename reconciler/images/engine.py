@@ -1,0 +1,90 @@
+"""From the image store into a container engine of this machine, without a registry of its own.
+
+The engine pulls from the store itself, served on loopback for as long as the pull takes: then it fetches only the layers that it
+lacks, where `docker load` would be sent all of them again. Content decides: an image that the engine has is not pulled at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import docker
+import docker.errors
+import requests
+import uvicorn
+
+from reconciler.errors import ImageError
+from reconciler.images.layout import Layout
+from reconciler.images.model import INDEXES, Descriptor, Platform
+from reconciler.images.serve import application
+
+PREFIX = "flops.local/"
+"""Names that images get in the engine: nothing is pulled from there, but `docker images` shows what is what."""
+
+
+def into_engine(client: docker.DockerClient, layout: Layout, name: str, platform: Platform, *, tell: Callable[[str], None]) -> str:
+    """Bring an image of the store (`customer/project:tag`) into the engine; the engine's id of it.
+
+    Raises ImageError: FL6106 when there is no such image for the platform, FL6126 (transient) when the engine does not take it.
+    """
+    manifest = _manifest(layout, name, platform)
+    config = str(layout.read_json(manifest.digest)["config"]["digest"])
+    try:
+        known = _known(client, config) or _known(client, PREFIX + name, manifest.digest)
+        if known:
+            return known
+        tell(f"the engine takes {name} for {platform}")
+        repository, _, tag = name.rpartition(":")
+        with _served(layout) as host:
+            image = client.images.pull(f"{host}/{repository}@{manifest.digest}")
+        image.tag(PREFIX + repository, tag=tag)
+        with contextlib.suppress(docker.errors.APIError):
+            # The address was there for this pull alone; the name above keeps the image.
+            client.images.remove(f"{host}/{repository}@{manifest.digest}", noprune=True)
+        return str(image.id)
+    except (docker.errors.DockerException, requests.RequestException) as error:
+        raise ImageError(
+            "FL6126",
+            f"The container engine does not take the image {name}: {str(error)[:200]}.",
+            cure="See whether it runs and has space; if it is on another machine, name a registry that both reach.",
+            transient=True,
+        ) from error
+
+
+def _manifest(layout: Layout, name: str, platform: Platform) -> Descriptor:
+    top = layout.resolve(name)
+    found = top
+    if top is not None and top.media_type in INDEXES:
+        entries = [Descriptor.from_dict(item) for item in layout.read_json(top.digest).get("manifests") or []]
+        found = next((entry for entry in entries if entry.platform and entry.platform.runs_on(platform)), None)
+    if found is None:
+        raise ImageError("FL6106", f"The image store has no {name} for {platform}.", cure="Build it again.", transient=True)
+    return found
+
+
+def _known(client: docker.DockerClient, reference: str, digest: str = "") -> str | None:
+    """The id of an image that is there; by its name only when it is the one with this digest."""
+    try:
+        image = client.images.get(reference)
+    except docker.errors.ImageNotFound:
+        return None
+    if digest and not any(str(item).endswith(digest) for item in image.attrs.get("RepoDigests") or []):
+        return None
+    return str(image.id)
+
+
+@contextlib.contextmanager
+def _served(layout: Layout) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        config = uvicorn.Config(application(layout), log_level="error", access_log=False, lifespan="off", ws="none")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="image-store", daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)

@@ -1,0 +1,54 @@
+"""From the store into a real engine without a registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import docker
+import pytest
+
+from reconciler.errors import ImageError
+from reconciler.images.engine import PREFIX, into_engine
+from reconciler.images.layout import Layout
+from reconciler.images.model import Platform
+from tests.images.imagekit import make_image
+
+NAME = "acme/into-engine:1"
+AMD64 = Platform("linux", "amd64")
+
+
+def test_the_engine_takes_it_once_and_knows_it_again(tmp_path: Path, engine: docker.DockerClient) -> None:
+    layout = Layout(tmp_path / "store")
+    index = make_image(layout, NAME, content=b"print('into the engine')\n")
+    told: list[str] = []
+    try:
+        made = into_engine(engine, layout, NAME, AMD64, tell=told.append)
+        manifest = layout.read_json(layout.read_json(index.digest)["manifests"][0]["digest"])
+        assert made == manifest["config"]["digest"]
+        assert engine.images.get(PREFIX + NAME).id == made
+        assert not [tag for tag in engine.images.get(made).tags if "127.0.0.1" in tag]
+        layout.delete(manifest["layers"][0]["digest"])
+        assert into_engine(engine, layout, NAME, AMD64, tell=told.append) == made
+        assert len(told) == 1
+    finally:
+        engine.images.remove(PREFIX + NAME, force=True)
+
+
+def test_an_image_that_is_not_there_for_the_platform(tmp_path: Path, engine: docker.DockerClient) -> None:
+    layout = Layout(tmp_path / "store")
+    make_image(layout, NAME, platforms=("linux/arm64",))
+    for name in (NAME, "acme/nothing:1"):
+        with pytest.raises(ImageError) as refused:
+            into_engine(engine, layout, name, AMD64, tell=lambda _line: None)
+        assert refused.value.code == "FL6106"
+
+
+def test_an_engine_that_is_gone(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "store")
+    make_image(layout, NAME)
+    client = docker.DockerClient(base_url=f"unix://{tmp_path}/no.sock", version="1.41")
+    with pytest.raises(ImageError) as refused:
+        into_engine(client, layout, NAME, AMD64, tell=lambda _line: None)
+    assert refused.value.code == "FL6126"
+    assert refused.value.transient
+    client.close()
