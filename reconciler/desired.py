@@ -95,6 +95,7 @@ class DesiredState:
         self._resolve = resolve or (lambda url, ref, subdir, _follow: repos.resolve(url, ref, subdir, Snapshot("", {})))
         config = config or OperatorConfig()
         self._allow_file_urls, self._images = config.allow_file_urls, config.images
+        self._placement = config.runtime
         self._clock, self._schedules = clock, Schedules()
         self._policy = config.policy if config.policy != Policy() else None
         self._parsed: dict[str, Parsed | Problems] = {}
@@ -199,14 +200,18 @@ class DesiredState:
             training |= {f"data.{tag}": digest for tag, digest in versions}
         if tick:
             training[schedule.INPUT] = tick
+        image = self._image(sla, plans)
         serving = dict(flatten(deployment_spec(sla))) | {"runtime": mlruntime_digest()}
+        if (sla.runtime or self._placement) == "docker":
+            # A container is what its image is; a process is not touched by it.
+            serving |= {"placement": "docker", "image": digest_of(image)}
         gate = sla.evaluation_gate
         desired = DesiredProject(
             name=files.name,
             customer=sla.customer_id,
             training=_shared(training),
             gate=_shared(dict(flatten(gate.model_dump(mode="json")))) if gate else {},
-            image=_shared(self._image(sla, plans)),
+            image=_shared(image),
             serving=_shared(serving),
             steps=frozenset(str(step) for step in sla.post_training_steps),
             depends_on=tuple(sla.depends_on),

@@ -19,7 +19,7 @@ from reconciler.budget import Budget
 from reconciler.environments import EnvironmentStore
 from reconciler.errors import TrackingError, TrainingError
 from reconciler.federation.data import DataCatalog
-from reconciler.images.store import ImageStore
+from reconciler.images.store import ImageStore, ProjectImage
 from reconciler.journal import Journal
 from reconciler.nodes.federation import Federation, declared
 from reconciler.runtimes.docker import DockerRuntime
@@ -122,6 +122,12 @@ class Engine:
         """The service that is the tracking server of a customer."""
         return tracking_service(customer, self.state / "tracking", instance=self.config.instance)
 
+    def place(self, image: ProjectImage) -> str:
+        """An image of ours in the container engine of this machine; its id there."""
+        from reconciler.runtimes.docker_engine import DockerEngine
+
+        return DockerEngine(self.config.docker_host).take(f"flops/{image.name}", self.images.offered(image))
+
     def actors(self) -> Actors:
         """Whoever starts the containers of training runs."""
         # The SDK takes a fifth of a second to import: commands that start no container need none of it.
@@ -155,6 +161,7 @@ class Engine:
             checks=cache_directory() / "checks",
             placement=self.config.runtime,
             actors=self.actors,
+            place=self.place,
             instance=self.config.instance,
             clock=time.monotonic,
             federation=self.federation,

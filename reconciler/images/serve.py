@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,6 +197,20 @@ def _say_damaged(_request: Request, error: Exception) -> Response:
     return Response(body, 404 if missing else 500, media_type="application/json", headers=_VERSION)
 
 
+@contextmanager
+def serving(layout: Layout) -> Iterator[str]:
+    """The store as a registry on a free port of this machine's loopback, for as long as an engine pulls; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(_config(layout))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="registry", daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
 def run_server(layout: Layout, host: str, port: int, ready: Callable[[str], None]) -> None:
     """Serve until a signal ends it; `ready` gets the address. Raises ImageError FL6170 when it cannot listen there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -206,9 +221,12 @@ def run_server(layout: Layout, host: str, port: int, ready: Callable[[str], None
             "FL6170", f"The registry cannot listen on {host}:{port}: {error}.", cure="Choose another --port or --host."
         ) from error
     with listening:
-        config = uvicorn.Config(
-            application(layout), log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none"
-        )
         bound = listening.getsockname()[1]
         ready(f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}")
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(_config(layout)).run(sockets=[listening])
+
+
+def _config(layout: Layout) -> uvicorn.Config:
+    return uvicorn.Config(
+        application(layout), log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none"
+    )

@@ -25,4 +25,4 @@ def training_spec(sla: ProjectSLA) -> dict[str, Any]:
 def deployment_spec(sla: ProjectSLA) -> dict[str, Any]:
     """The keys that determine the running service beside its model, as JSON values."""
     deployment = sla.deployment.model_dump(mode="json") if sla.deployment else {}
-    return {"deployment": deployment, **({"placement": sla.runtime} if sla.runtime else {})}
+    return {"deployment": deployment}

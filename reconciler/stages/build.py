@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reconciler.digests import short
+from reconciler.digests import digest_of, short
+from reconciler.environments import Lock
 from reconciler.federation.contract_check import check_contract, checked_once
+from reconciler.federation.runtime_version import mlruntime_digest
+from reconciler.images.assemble import ImageRequest
+from reconciler.images.interpreter import host_platform
+from reconciler.images.store import image_name
+from reconciler.spec import plan_digest
 from reconciler.stages.model import Outcome, Work
 
 SAMPLE = "train.arrow"
@@ -25,6 +31,8 @@ def run(work: Work) -> Outcome:
     work.environment = work.tools.environments.ensure(work.lock, on_line=tell)
     verb = "built" if work.environment.built else "cached"
     checked = _check(work, work.repo_dir)
+    if work.in_containers:
+        _images(work, work.lock, work.repo_dir)
     return Outcome(
         "done" if work.environment.built else "reused",
         f"environment {short(work.lock.digest)} for Python {work.lock.python} ({verb}){checked}",
@@ -36,6 +44,30 @@ def run(work: Work) -> Outcome:
             }
         },
     )
+
+
+def _images(work: Work, lock: Lock, repo_dir: Path) -> None:
+    """The images of the learners and of the aggregator, in the engine."""
+    desired, declared = work.desired, work.declared
+    ml_repo = declared.ml_repo
+    for kind in ("learner", "aggregator"):
+        plan = declared.build_plans[kind]
+        digest = digest_of([kind, plan_digest(plan), lock.digest, ml_repo["tree"], mlruntime_digest()])
+        request = ImageRequest(
+            plan=plan,
+            lock=lock,
+            platforms=(host_platform(),),
+            content=repo_dir,
+            created=declared.committed,
+            source=ml_repo["url"],
+            revision=ml_repo["commit"],
+            version=digest,
+            title=f"{desired.name} {kind}",
+            labels={"dev.flops.project": desired.name, "dev.flops.customer": desired.customer},
+            name=image_name(desired.customer, f"{desired.name}-{kind}", digest),
+        )
+        image = work.tools.images.build(request, tell=lambda line: work.tell("build", line))
+        work.images[kind] = work.tools.place(image)
 
 
 def _check(work: Work, repo_dir: Path) -> str:

@@ -71,6 +71,7 @@ def run(work: Work) -> Outcome:
             "flops.serving": work.desired.serving_digest,
             "flops.instance": work.tools.instance,
             "flops.version": version,
+            "flops.image": work.packaged.digest if work.packaged else "",
         },
         socket="inherited",
     )

@@ -17,7 +17,7 @@ from reconciler.environments import Environment, EnvironmentStore, Lock
 from reconciler.errors import ServingError
 from reconciler.federation.data import DataCatalog, DatasetVersion
 from reconciler.federation.training import TrainingResult
-from reconciler.images.store import ImageStore
+from reconciler.images.store import ImageStore, ProjectImage
 from reconciler.nodes.federation import Federation
 from reconciler.plan import DesiredProject
 from reconciler.runtimes.model import Runtime, Service
@@ -80,6 +80,8 @@ class Tools:
     """Where learners and servers of a project run that does not say: process or docker."""
     actors: Callable[[], Actors]
     """Whoever starts the containers of training runs."""
+    place: Callable[[ProjectImage], str]
+    """Puts an image into the container engine; its id there."""
     instance: str
     clock: Callable[[], float]
     federation: Callable[[str, str], Federation]
@@ -106,6 +108,7 @@ class Work:
     in_service: ModelVersion | None = None
     """The version that serves now; another one than `version` while a new one is on its way."""
     bundle: Path | None = None
+    packaged: ProjectImage | None = None
     service: Service | None = None
     verification: VerificationResult | None = None
     images: dict[str, str] = field(default_factory=dict)

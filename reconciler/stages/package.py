@@ -18,7 +18,7 @@ from reconciler.errors import TrackingError
 from reconciler.images.assemble import ImageRequest
 from reconciler.images.model import Platform
 from reconciler.images.store import ProjectImage, image_name
-from reconciler.plan import BUILD_STEP
+from reconciler.plan import BUILD_STEP, DEPLOY_STEP
 from reconciler.stages.model import Outcome, Work
 from reconciler.tracking import ModelVersion
 
@@ -42,6 +42,9 @@ def run(work: Work) -> Outcome:
         model=f"{registered(work).name}@{registered(work).version}",
         tell=lambda line: work.tell("build", line),
     )
+    work.packaged = image
+    if work.in_containers and DEPLOY_STEP in work.desired.steps:
+        work.images["inference"] = work.tools.place(image)
     return Outcome("reused" if image.reused else "done", _said(image), {"image": _told(image)})
 
 
