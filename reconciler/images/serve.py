@@ -228,5 +228,5 @@ def run_server(layout: Layout, host: str, port: int, ready: Callable[[str], None
 
 def _config(layout: Layout) -> uvicorn.Config:
     return uvicorn.Config(
-        application(layout), log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none"
+        application(layout), log_level="error", access_log=False, server_header=False, lifespan="off", ws="none"
     )
