@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reconciler.budget import Budget
@@ -20,7 +20,7 @@ from reconciler.federation.data import DataCatalog
 from reconciler.journal import Journal
 from reconciler.looking import ProjectView
 from reconciler.observe import Registry
-from reconciler.plan import DEPLOY_STEP, Change, Stage, Verb
+from reconciler.plan import DEPLOY_STEP, DEVELOPMENT, Change, Stage, Verb
 from reconciler.runtimes.model import Service, ServiceSpec, Verify
 from reconciler.source import GitRepo, MLRepos
 from reconciler.spec import OperatorConfig
@@ -50,6 +50,11 @@ class World:
         """As a tracking server."""
         with self.lock:
             return list(self.models.get(customer, ()))
+
+    def projects_with_runs(self, customer: str) -> frozenset[str]:
+        """As a tracking server."""
+        with self.lock:
+            return frozenset(project for owner, project, _ in self.runs if owner == customer)
 
     def run_with_digest(self, project: str, customer: str, digest: str) -> RunInfo | None:
         """As a tracking server."""
@@ -91,11 +96,11 @@ class World:
         """A version of a run, once a digest."""
         with self.lock:
             known = self.models.setdefault(customer, [])
-            if not any(item.project == project and item.digest == digest and item.gate_digest == gate_digest for item in known):
-                known[:] = [item for item in known if (item.project, item.digest) != (project, digest)]
-                name, number = f"{customer}.{project}", str(len(known) + 1)
-                known.append(ModelVersion(name, project, number, digest, f"run-{digest[:8]}", "", gate_digest))
-                self.generation += 1
+            old = [replace(item, aliases=()) if item.project == project else item for item in known]
+            known[:] = [item for item in old if (item.project, item.digest) != (project, digest)]
+            name, number = f"{customer}.{project}", str(len(known) + 1)
+            known.append(ModelVersion(name, project, number, digest, f"run-{digest[:8]}", "", gate_digest, (DEVELOPMENT,)))
+            self.generation += 1
 
 
 class NullEngine(Engine):

@@ -310,6 +310,8 @@ class Controller:
             self.ledger.forget(name)
         elif name in self._runs:
             return  # it says that it is being worked on, and whether it is tried again
+        elif not item.plan.is_noop and self.queue.fighting(name):
+            self.ledger.fought_over(item)
         elif finished is not None:
             self.ledger.finished(item, work_key(item), finished)
         elif not item.plan.is_noop and (others := waits_for(item, view, self._runs)):
@@ -339,7 +341,8 @@ class Controller:
         run = self._runs[item.name] = _Run(item, work_key(item), commit, now)
         self.queue.start(item.name)
         # While something is tried again its document says why; that it is tried again is no transition.
-        if item.plan.change is not Change.PRUNE and not self.queue.failures(item.name, run.key):
+        again = self.queue.failures(item.name, run.key) or self.queue.fighting(item.name)
+        if item.plan.change is not Change.PRUNE and not again:
             self.ledger.begun(item)
         self._pool.submit(self._work, run)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from reconciler import schedule
 from reconciler.digests import digest_of, flatten
-from reconciler.errors import FlopsError, SourceError, SpecErrors
+from reconciler.errors import FlopsError, SourceError, SpecError, SpecErrors, Where
 from reconciler.federation.data import DataCatalog
 from reconciler.federation.runtime_version import TRAINING_VERSION, mlruntime_digest
 from reconciler.plan import DesiredProject
@@ -77,11 +77,13 @@ class DesiredState:
         resolve: Resolve | None = None,
         clock: Callable[[], float] = time.time,
         policy: Policy | None = None,
+        allow_file_urls: bool = False,
     ) -> None:
         self._repos = repos
         self._catalog = catalog
         self._resolve = resolve or (lambda url, ref, subdir, _follow: repos.resolve(url, ref, subdir, Snapshot("", {})))
         self._clock, self._schedules = clock, Schedules()
+        self._allow_file_urls = allow_file_urls
         self._policy = policy if policy is not None and policy != Policy() else None
         self._parsed: dict[str, Parsed | Problems] = {}
         self._kept: dict[str, _Kept] = {}
@@ -138,6 +140,13 @@ class DesiredState:
     ) -> Found:
         sla = parsed.sla
         try:
+            if sla.ml_repo_url.startswith("file:") and not self._allow_file_urls:
+                raise SpecError(
+                    "FL1036",
+                    "ml_repo_url names a Git repo of the reconciler's machine, which is not allowed here.",
+                    cure="Use a URL or a path inside this repo; the operator may set `allow_file_urls` in flops.yaml.",
+                    where=Where(f"projects/{name}"),
+                )
             revision = self._revision(snapshot, sla, record.get("ml_repo"), inside)
             versions = self._data(parsed, data)
         except FlopsError as error:

@@ -102,7 +102,7 @@ class Engine:
         if not service.healthy:
             raise TrackingError(
                 "FL6030",
-                f"The tracking server of customer {customer} does not answer.",
+                f"The tracking server of customer {customer} does not answer: {service.error or 'it gives no reason'}.",
                 cure="See its log with `flops logs --service`.",
                 transient=True,
             )
@@ -147,7 +147,7 @@ def open_engine(repo_dir: Path, state: Path | None = None) -> Engine:
         state=state,
         config=config,
         journal=Journal(state / "journal.db", clock=time.time),
-        runtime=ProcessRuntime(state / "services"),
+        runtime=ProcessRuntime(state / "services", ports=config.ports.range() if config.ports else None),
         environments=EnvironmentStore(cache / "environments"),
         catalog=DataCatalog(cache / "data", {tag: Path(path) for tag, path in config.data_directories.items()}),
         ml_repos=MLRepos(repo, cache / "ml-repos"),

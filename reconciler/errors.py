@@ -54,6 +54,7 @@ CODES: dict[str, str] = {
     "FL1033": "a file that cannot be read",
     "FL1034": "several SLAs in one project",
     "FL1035": "a name that no project may have",
+    "FL1036": "a Git repo of the reconciler's own machine",
     "FL1701": "a customer that may not have projects",
     "FL1702": "an ML repo that is not allowed",
     "FL1703": "a data tag that is not allowed",

@@ -15,6 +15,8 @@ from reconciler.digests import digest_of, short
 
 BUILD_STEP = "build_image_for_trained_model"
 DEPLOY_STEP = "deploy_trained_model_image"
+DEVELOPMENT = "development"
+"""The alias of the version that is declared: it moves with a revert, and back when somebody else moved it."""
 
 
 class Stage(StrEnum):
@@ -44,6 +46,7 @@ class Change(StrEnum):
     NONE = "none"
     TRAIN = "train"
     GATE = "gate"
+    ALIAS = "alias"
     DEPLOY = "deploy"
     WITHDRAW = "withdraw"
     PRUNE = "prune"
@@ -248,12 +251,17 @@ def _serve(
     service = observed.service
     why = f"version {model.version} has digest {short(model.run_digest)}"
     reused = [Action(stage, Verb.REUSE, why) for stage in list(Stage)[: list(Stage).index(Stage.PACKAGE)]]
+    moved = DEVELOPMENT not in model.aliases
+    change, said = Change.NONE, ""
+    if moved:
+        change, said = Change.ALIAS, f"the alias {DEVELOPMENT} is not on version {model.version}"
+        reused[-1] = Action(Stage.REGISTER, Verb.RUN, said)
     if DEPLOY_STEP not in desired.steps:
         if service is None:
-            return ProjectPlan(desired.name, Change.NONE, "the model is registered", model.run_digest, tuple(reused))
+            return ProjectPlan(desired.name, change, said or "the model is registered", model.run_digest, tuple(reused))
         return ProjectPlan(desired.name, Change.WITHDRAW, _WITHDRAWN.reason, model.run_digest, (*reused, _WITHDRAWN), inputs)
     if service and service.healthy and service.serving_digest == desired.serving_digest:
-        return ProjectPlan(desired.name, Change.NONE, "what runs is what is declared", model.run_digest, tuple(reused))
+        return ProjectPlan(desired.name, change, said or "what runs is what is declared", model.run_digest, tuple(reused))
     if service is None:
         reason = "no service is running"
     elif service.serving_digest != desired.serving_digest:

@@ -46,6 +46,7 @@ class StagesExecutor:
         work = Work(view.declared, self._engine.tools(), tell, cancelled)
         known = {found.digest: found for found in view.versions}
         work.version = known.get(item.run_digest)
+        work.adopted = view.adopted
         work.in_service = known.get(view.service.labels.get("flops.digest", "")) if view.service else None
         return execute(item, work, self._engine.journal, self._engine.budget)
 

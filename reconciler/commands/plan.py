@@ -14,6 +14,7 @@ from reconciler.digests import short
 from reconciler.engine import Engine, open_engine
 from reconciler.events import Observer
 from reconciler.plan import (
+    DEVELOPMENT,
     DesiredProject,
     ObservedModel,
     ObservedProject,
@@ -47,7 +48,8 @@ def _now(engine: Engine) -> Plan:
 def _between(engine: Engine, base: str, head: str) -> Plan:
     """The plan for `head` in a world where `base` is converged: what a merge would do, without asking any service."""
     documents = read_documents(engine.status.read())
-    state = DesiredState(engine.ml_repos, engine.catalog, policy=engine.config.policy)
+    config = engine.config
+    state = DesiredState(engine.ml_repos, engine.catalog, policy=config.policy, allow_file_urls=config.allow_file_urls)
 
     def desired(revision: str) -> list[DesiredProject]:
         snapshot = engine.repo.read_snapshot(engine.repo.resolve(revision))
@@ -66,7 +68,7 @@ def _between(engine: Engine, base: str, head: str) -> Plan:
 
 
 def _converged(project: DesiredProject) -> ObservedProject:
-    model = ObservedModel(project.run_digest, "declared", gate_digest=project.gate_digest)
+    model = ObservedModel(project.run_digest, "declared", gate_digest=project.gate_digest, aliases=(DEVELOPMENT,))
     service = ObservedService(project.serving_digest, project.run_digest, healthy=True)
     return ObservedProject(
         project.name,

@@ -271,6 +271,24 @@ class BudgetConfig(_Model):
     max_parallel: int = Field(4, ge=1, le=256, description="Projects that are worked on at the same time.")
 
 
+class PortsConfig(_Model):
+    """Which ports services get that ask for none."""
+
+    first: int = Field(ge=1024, le=65535, description="First port.")
+    last: int = Field(ge=1024, le=65535, description="Last port, included.")
+
+    @field_validator("last")
+    @classmethod
+    def _order(cls, value: int, info: ValidationInfo) -> int:
+        if value < info.data.get("first", value):
+            raise rules.broken("is smaller than first", "Swap them.")
+        return value
+
+    def range(self) -> range:
+        """The ports."""
+        return range(self.first, self.last + 1)
+
+
 class OperatorConfig(_Model):
     """`flops.yaml`: the operator's settings."""
 
@@ -282,6 +300,10 @@ class OperatorConfig(_Model):
         None, description="An MLflow server to use instead of one per customer."
     )
     budget: BudgetConfig = Field(default_factory=BudgetConfig, description="What trainings may take together.")
+    ports: PortsConfig | None = Field(None, description="Ports of services; any free ones when left out.")
+    allow_file_urls: bool = Field(
+        False, description="Allow file:// in ml_repo_url: any Git repo that the reconciler may read can then be named by an SLA."
+    )
     allow_empty: bool = Field(False, description="Allow a commit that removes every project.")
     data_directories: dict[str, str] = Field(default_factory=dict, description="Directories of data files by tag.")
     policy: Policy = Field(default_factory=Policy, description="What tenants may do.")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from reconciler.plan import DEVELOPMENT
 from reconciler.stages.model import Outcome, Work
-
-ALIAS = "development"
 
 
 def run(work: Work) -> Outcome:
@@ -15,7 +14,7 @@ def run(work: Work) -> Outcome:
         project=work.desired.name,
         digest=work.desired.run_digest,
         gate_digest=work.desired.gate_digest,
-        run_id=work.run_id,
-        alias=ALIAS,
+        run_id=work.run_id or (work.version.run_id if work.version else ""),
+        alias=DEVELOPMENT,
     )
-    return Outcome("done", f"{work.version.name} version {work.version.version}, alias {ALIAS}")
+    return Outcome("done", f"{work.version.name} version {work.version.version}, alias {DEVELOPMENT}")

@@ -55,7 +55,7 @@ class Rest:
         return self._call("GET", path, params=dict(parameters))
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
-        """A POST of a search; None when MLflow says that there is no such thing."""
+        """A POST that may be sent twice (a search, an alias); None when MLflow says that there is no such thing."""
         return self._call("POST", path, json=dict(body))
 
     def pages(self, path: str, key: str, parameters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from reconciler.plan import (
     BUILD_STEP,
     DEPLOY_STEP,
+    DEVELOPMENT,
     Change,
     DesiredProject,
     ObservedModel,
@@ -40,6 +41,9 @@ def carry_out(desired: DesiredProject, observed: ObservedProject, step: ProjectP
         if not meets:
             return dataclasses.replace(observed, rejected=observed.rejected | {desired.gate_digest})
         models[desired.run_digest] = ObservedModel(desired.run_digest, str(len(models) + 1), "run", desired.gate_digest)
+    if step.runs(Stage.REGISTER):
+        models = {key: dataclasses.replace(item, aliases=()) for key, item in models.items()}
+        models[desired.run_digest] = dataclasses.replace(models[desired.run_digest], aliases=(DEVELOPMENT,))
     service = observed.service
     if step.runs(Stage.DEPLOY):
         wanted = DEPLOY_STEP in desired.steps
@@ -70,6 +74,18 @@ def test_a_revert_deploys_the_old_model_and_trains_nothing() -> None:
     assert step.change is Change.DEPLOY
     assert not step.runs(Stage.TRAIN)
     assert step.runs(Stage.DEPLOY)
+    back = carry_out(first, world, step)
+    assert back.models[first.run_digest].aliases == (DEVELOPMENT,)
+    assert plan_project(first, back).is_noop
+
+
+def test_an_alias_that_somebody_moved_is_moved_back_and_nothing_else_is_done() -> None:
+    desired = declared()
+    world = carry_out(desired, ObservedProject("mnist"), plan_project(desired, ObservedProject("mnist")))
+    moved = {key: dataclasses.replace(item, aliases=()) for key, item in world.models.items()}
+    step = plan_project(desired, dataclasses.replace(world, models=moved))
+    assert step.change is Change.ALIAS
+    assert [stage for stage in Stage if step.runs(stage)] == [Stage.REGISTER]
 
 
 def test_a_looser_gate_asks_for_a_verdict_and_not_for_training() -> None:
