@@ -40,6 +40,7 @@ check: setup
 	$(BIN)/python -m reconciler.spec.schemas --check
 	$(BIN)/python -m reconciler.scaffold --check
 	$(BIN)/python -m ci.errors_doc --check
+	$(BIN)/python -m ci.keys_doc --check
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml reconciler/scaffold/templates/.github/workflows/*.yaml
 	$(BIN)/zizmor --offline --quiet .github/workflows reconciler/scaffold/templates/.github/workflows
 
@@ -60,6 +61,7 @@ sync: setup
 	$(BIN)/python -m reconciler.spec.schemas
 	$(BIN)/python -m reconciler.scaffold
 	$(BIN)/python -m ci.errors_doc
+	$(BIN)/python -m ci.keys_doc
 
 lock: setup
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -q -o requirements/dev.txt

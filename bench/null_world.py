@@ -55,7 +55,8 @@ class World:
 
     def projects_with_runs(self, customer: str) -> frozenset[str]:
         """As a tracking server."""
-        return frozenset(project for owner, project, _ in list(self.runs) if owner == customer)
+        with self.lock:
+            return frozenset(project for owner, project, _ in self.runs if owner == customer)
 
     def run_with_digest(self, project: str, customer: str, digest: str) -> RunInfo | None:
         """As a tracking server."""

@@ -15,6 +15,8 @@ class Reason(StrEnum):
 
     CONVERGED = "Converged"
     NOT_APPLIED = "NotApplied"
+    DRIFTED = "Drifted"
+    FOUGHT_OVER = "FoughtOver"
     PROGRESSING = "Progressing"
     PROGRESSING_WITH_RETRY = "ProgressingWithRetry"
     HEALTHY = "Healthy"

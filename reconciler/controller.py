@@ -19,11 +19,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from reconciler.engine import Engine
 from reconciler.errors import ControllerError, FlopsError
-from reconciler.events import Observer
+from reconciler.events import Complaints, Observer
 from reconciler.execution import Ending, Execution, unexpected
 from reconciler.lease import TERM, Heartbeat, Lease
 from reconciler.ledger import Finished, Ledger
@@ -32,32 +32,12 @@ from reconciler.pace import Pace
 from reconciler.plan import Change
 from reconciler.publishing import Publisher
 from reconciler.revisions import Revisions
-from reconciler.running import Execute, StagesExecutor
+from reconciler.running import Convergence, Execute, Run, StagesExecutor
 from reconciler.turns import declares_nothing, waits_for, why_superseded, work_key
 from reconciler.workqueue import WorkQueue
 
 MAX_TRIES = 6
 Waiter = Callable[[threading.Condition, float | None], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Convergence:
-    """How `converge` ended; `converged` is False when something would have to be tried again."""
-
-    view: View
-    executions: Mapping[str, Execution] = field(default_factory=dict)
-    converged: bool = True
-
-
-@dataclass(slots=True)
-class _Run:
-    """A project that is being worked on: the view it was planned from, and how to call it off."""
-
-    view: ProjectView
-    key: str
-    commit: str
-    started: float
-    called_off: threading.Event = field(default_factory=threading.Event)
 
 
 class Controller:
@@ -93,10 +73,10 @@ class Controller:
         self.queue = WorkQueue(parallel, uniform)
         self.ledger = Ledger()
         self.view: View | None = None
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Run] = {}
         self._finished: dict[str, Finished] = {}
         self._executions: dict[str, Execution] = {}
-        self._complaints: dict[str, str] = {}
+        self._complain = Complaints(observer)
         self._tries = MAX_TRIES
         self._standing_by = False
         self._stop = threading.Event()
@@ -239,32 +219,30 @@ class Controller:
             self.revisions.refresh()
             self._publisher.retry()
         fetch = self._pace.begins(now, fetch=bool(asked))
-        before, self._complaints = self._complaints, {}
+        self._complain.begin(all_anew=fetch)
         trouble = True
         try:
             if fetch:
-                self._looker.fetch(lambda error: self._complain(error, before))
+                self._looker.fetch(self._complain)
             if self.view is None:
                 self.ledger.load(self._publisher.load())
                 self.queue.keep(())
             elif fetch and self._publisher.was_changed():
                 self.ledger.dirty = True  # somebody wrote to the status branch: it is ours, so it says again what is so
-            self.view = self._looker.look(self.ledger.documents, complain=lambda error: self._complain(error, before))
+            self.view = self._looker.look(self.ledger.documents, complain=self._complain)
             trouble = bool(self.view.unreachable or (self.view.waiting and not self.revisions.in_flight))
         except FlopsError as error:
             if not self._pace.serving:
                 raise
-            self._complain(error, before)
+            self._complain(error)
         except Exception as bug:
             if not self._pace.serving:
                 raise
             self._observer.tell("", "traceback", "".join(traceback.format_exception(bug)))
-            self._complain(unexpected(bug), before)
+            self._complain(unexpected(bug))
         finally:
             delay = self.queue.delay(self._pace.bad_looks + 1) if trouble else None
             self._pace.ends(now, self._monotonic(), trouble=delay)
-        if not fetch:
-            self._complaints = {**before, **self._complaints}
         if self.view is not None:
             self._take(self.view)
 
@@ -294,7 +272,7 @@ class Controller:
             )
             if not self._pace.serving:
                 raise error
-            self._complain(error, self._complaints)
+            self._complain(error)
 
     def _supersede(self, name: str, item: ProjectView | None) -> None:
         run = self._runs.get(name)
@@ -310,6 +288,8 @@ class Controller:
             self.ledger.forget(name)
         elif name in self._runs:
             return  # it says that it is being worked on, and whether it is tried again
+        elif not item.plan.is_noop and self.queue.fighting(name):
+            self.ledger.fought_over(item)
         elif finished is not None:
             self.ledger.finished(item, work_key(item), finished)
         elif not item.plan.is_noop and (others := waits_for(item, view, self._runs)):
@@ -336,14 +316,15 @@ class Controller:
                 return
 
     def _begin(self, item: ProjectView, commit: str, now: float) -> None:
-        run = self._runs[item.name] = _Run(item, work_key(item), commit, now)
+        run = self._runs[item.name] = Run(item, work_key(item), commit, now)
         self.queue.start(item.name)
         # While something is tried again its document says why; that it is tried again is no transition.
-        if item.plan.change is not Change.PRUNE and not self.queue.failures(item.name, run.key):
+        again = self.queue.failures(item.name, run.key) or self.queue.fighting(item.name)
+        if item.plan.change is not Change.PRUNE and not again:
             self.ledger.begun(item)
         self._pool.submit(self._work, run)
 
-    def _work(self, run: _Run) -> None:
+    def _work(self, run: Run) -> None:
         try:
             execution = self._execute(run.view, lambda: run.called_off.is_set() or self._stop.is_set() or self._lost.is_set())
         except Exception as error:  # an executor never raises; should it, its project says so and the loop goes on
@@ -386,12 +367,6 @@ class Controller:
     def _offer(self) -> None:
         if (documents := self.ledger.take_dirty()) is not None:
             self._publisher.offer(documents)
-
-    def _complain(self, error: FlopsError, before: Mapping[str, str] | None = None) -> None:
-        """Tell of trouble with the whole, once as long as it lasts."""
-        if (before or {}).get(error.code) != str(error):
-            self._observer.tell("", "warning", str(error), data=error.to_dict())
-        self._complaints[error.code] = str(error)
 
     def _rest(self, seconds: float | None, *, draining: bool = False) -> None:
         with self._changed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from reconciler.errors import FlopsError
 from reconciler.journal import Event, Journal
 
 Listener = Callable[[Event], None]
@@ -23,3 +24,23 @@ class Observer:
         event = self._journal.append(project, kind, message, digest=digest, stage=stage, data=data)
         for listener in self._listeners:
             listener(event)
+
+
+class Complaints:
+    """Trouble with the whole – the remote, the branch – told once as long as it lasts."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._before: dict[str, str] = {}
+        self._now: dict[str, str] = {}
+
+    def begin(self, *, all_anew: bool) -> None:
+        """A look begins. With `all_anew` it asks for everything, so what it does not complain of is over."""
+        self._before = self._now if all_anew else {**self._before, **self._now}
+        self._now = {}
+
+    def __call__(self, error: FlopsError) -> None:
+        """Tell of an error, unless it is what was told last time."""
+        if str(error) not in (self._before.get(error.code), self._now.get(error.code)):
+            self._observer.tell("", "warning", str(error), data=error.to_dict())
+        self._now[error.code] = str(error)

@@ -72,6 +72,10 @@ class Ledger:
         """Nothing is being done for the project."""
         self._set(view.name, project_status.settled(view))
 
+    def fought_over(self, view: ProjectView) -> None:
+        """Something undoes what is done for the project."""
+        self._set(view.name, project_status.fought_over(view))
+
     def waits(self, view: ProjectView, others: str) -> None:
         """The project's turn comes after others."""
         document = project_status.waiting(view, others)

@@ -7,7 +7,7 @@ A look must cost what *changed*, not what exists: whatever follows from the same
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from reconciler.desired import DesiredState, Found, Resolve, Unresolved
 from reconciler.engine import Engine
@@ -26,6 +26,7 @@ from reconciler.runtimes.model import Service
 from reconciler.source.signatures import Signatures
 from reconciler.stages import Declared
 from reconciler.statusdoc import Document
+from reconciler.tracking.model import RunInfo
 
 NOTHING: Document = {}
 
@@ -49,6 +50,8 @@ class ProjectView:
     imaged: bool = False
     unreachable: FlopsError | None = None
     asked: int = 0
+    adopted: RunInfo | None = None
+    """The run of this content under another name, when there is none under this one."""
 
     @property
     def customer(self) -> str:
@@ -88,6 +91,7 @@ class Looker:
         self._registries = Registries(engine.tracking_if_any, engine.registry_state)
         self._views: dict[str, ProjectView] = {}
         self._images: frozenset[str] = frozenset()
+        self._declared: frozenset[str] = frozenset()
         policy = engine.config.policy
         self._signatures = Signatures(
             engine.repo.path,
@@ -127,6 +131,7 @@ class Looker:
         services = observe_services(engine.runtime, engine.config.instance)
         self._images = engine.images.names()
         before, views = self._views, {}
+        self._declared = frozenset(_name(item) for item in found)
         for item in found:
             name = _name(item)
             views[name] = self._safely(name, item, documents.get(name, NOTHING), services.get(name), unreachable)
@@ -183,20 +188,21 @@ class Looker:
         ):
             before.declared = declared
             return before
-        run, asked = None, 0
+        run, adopted, asked = None, None, 0
         try:
             if needs_run(desired, versions):
                 run, asked = self._registries.run(customer, name, desired.run_digest), generation
+                adopted = None if run else self._registries.run_elsewhere(customer, desired.run_digest, self._declared)
         except FlopsError as error:
             unreachable.setdefault(customer, error)
             self._engine.forget_tracking(customer)
             return self._unknown(name, desired, declared, document, service, error)
-        observed = observe_project(desired, document, versions, service, run, imaged=imaged)
+        observed = observe_project(desired, document, versions, service, run or _ungated(adopted), imaged=imaged)
         if before is not None and before.desired is desired and before.document is document and before.observed == observed:
             planned = before.plan
         else:
             planned = plan_project(desired, observed)
-        return ProjectView(name, desired, declared, observed, planned, document, service, versions, imaged, None, asked)
+        return ProjectView(name, desired, declared, observed, planned, document, service, versions, imaged, None, asked, adopted)
 
     def _imaged(self, desired: DesiredProject) -> bool:
         """Whether the image that is declared is there."""
@@ -235,6 +241,11 @@ class Looker:
         observed = observe_without_registry(name, document, service)
         planned = plan([], [observed]).projects[0]
         return ProjectView(name, None, None, observed, planned, document, service)
+
+
+def _ungated(run: RunInfo | None) -> RunInfo | None:
+    """Another project's run without the gates that it did not meet there."""
+    return replace(run, rejected_gates=()) if run else None
 
 
 def _name(item: Found) -> str:

@@ -43,8 +43,10 @@ class _Customer:
     registry: Registry | None = None
     error: FlopsError | None = None
     versions: dict[str, Versions] = field(default_factory=dict)
+    recorded: frozenset[str] = frozenset()
+    projects: dict[str, str] = field(default_factory=dict)
+    """Which project registered a digest."""
     runs: dict[tuple[str, str], RunInfo | None] = field(default_factory=dict)
-    recorded: frozenset[str] | None = None
     generation: int = 0
 
 
@@ -68,10 +70,10 @@ class Registries:
         known.state = state
         known.generation += 1
         known.runs.clear()
-        known.recorded = None
         try:
             known.registry = self._registry(customer)
             found = known.registry.versions(customer) if known.registry else []
+            known.recorded = known.registry.projects_with_runs(customer) if known.registry else frozenset()
         except FlopsError as error:
             same = known.error is not None and str(known.error) == str(error)
             known.error = known.error if same else error
@@ -80,6 +82,7 @@ class Registries:
         by_project: dict[str, list[ModelVersion]] = {}
         for version in found:
             by_project.setdefault(version.project, []).append(version)
+        known.projects = {version.digest: version.project for version in found if version.digest}
         # What is equal stays the same object, so that everything that follows from it need not be worked out again.
         before = known.versions
         known.versions = {
@@ -101,15 +104,19 @@ class Registries:
     def run(self, customer: str, project: str, digest: str) -> RunInfo | None:
         """The recorded run of a digest, asked for once per `generation`. Raises FlopsError."""
         known = self._known[customer]
-        if known.registry is None:
-            return None
-        if known.recorded is None:
-            known.recorded = known.registry.projects_with_runs(customer)
-        if project not in known.recorded:
+        if known.registry is None or project not in known.recorded:
             return None
         if (project, digest) not in known.runs:
             known.runs[project, digest] = known.registry.run_with_digest(project, customer, digest)
         return known.runs[project, digest]
+
+    def run_elsewhere(self, customer: str, digest: str, declared: frozenset[str]) -> RunInfo | None:
+        """The recorded run of a digest that a project of the same customer registered which is not declared any more: its old name.
+
+        Raises FlopsError.
+        """
+        other = self._known[customer].projects.get(digest)
+        return self.run(customer, other, digest) if other is not None and other not in declared else None
 
     def keep(self, customers: set[str]) -> None:
         """Forget the customers that have no project any more."""

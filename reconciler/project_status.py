@@ -14,7 +14,7 @@ from reconciler.conditions import Condition, Reason
 from reconciler.execution import Ending, Execution
 from reconciler.looking import ProjectView
 from reconciler.plan import DEPLOY_STEP, Change, ProjectPlan
-from reconciler.statusdoc import Document
+from reconciler.statusdoc import Document, condition
 
 
 def progressing(view: ProjectView) -> Document:
@@ -22,9 +22,19 @@ def progressing(view: ProjectView) -> Document:
     plan = view.plan
     document = _base(view)
     document["conditions"] = _conditions(
-        conditions.synced(Reason.NOT_APPLIED, plan.reason),
+        conditions.synced(Reason.DRIFTED if _was_converged(view) else Reason.NOT_APPLIED, plan.reason),
         _ready(view),
         conditions.reconciling(Reason.PROGRESSING, f"{plan.change}: {plan.reason}"),
+    )
+    return document
+
+
+def fought_over(view: ProjectView) -> Document:
+    """The document of a project whose repairs are undone again and again: they are spaced out until that ends."""
+    document = _base(view)
+    message = f"mended again and again, and something undoes it: {view.plan.reason}"
+    document["conditions"] = _conditions(
+        conditions.synced(Reason.FOUGHT_OVER, message), _ready(view), conditions.reconciling(Reason.FOUGHT_OVER, message)
     )
     return document
 
@@ -72,7 +82,8 @@ def settled(view: ProjectView) -> Document:
         _describe(document, view)
     else:
         waits = conditions.reconciling(Reason.PROGRESSING, plan.reason)
-        found = (conditions.synced(Reason.NOT_APPLIED, plan.reason), ready, waits)
+        reason = Reason.DRIFTED if _was_converged(view) else Reason.NOT_APPLIED
+        found = (conditions.synced(reason, plan.reason), ready, waits)
     document["conditions"] = _conditions(*found)
     return {key: value for key, value in document.items() if value is not None}
 
@@ -164,6 +175,13 @@ def _ready(view: ProjectView) -> Condition:
     if project and not project.problems and DEPLOY_STEP not in project.steps and project.run_digest in view.observed.models:
         return conditions.ready(Reason.REGISTERED, f"version {view.observed.models[project.run_digest].version}")
     return conditions.ready(Reason.NOT_DEPLOYED, "no service is running")
+
+
+def _was_converged(view: ProjectView) -> bool:
+    """Whether the same content was as declared before: then something else than a commit changed it."""
+    before = condition(view.document, "Synced") or {}
+    told = before.get("status") == "True" or before.get("reason") in {Reason.DRIFTED, Reason.FOUGHT_OVER}
+    return view.desired is not None and told and view.document.get("serving_digest") == view.desired.serving_digest
 
 
 def _conditions(*found: Condition) -> list[dict[str, str]]:

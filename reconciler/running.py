@@ -5,18 +5,40 @@ The loop knows an executor by its signature alone, so that benchmarks and the st
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from reconciler.engine import Engine
 from reconciler.errors import FlopsError
 from reconciler.events import Observer
 from reconciler.execution import Ending, Execution, execute
-from reconciler.looking import ProjectView
+from reconciler.looking import ProjectView, View
 from reconciler.plan import Change
 from reconciler.stages import Work
 from reconciler.stages.deploy import service_name
+
+
+@dataclass(frozen=True, slots=True)
+class Convergence:
+    """How `converge` ended; `converged` is False when something would have to be tried again."""
+
+    view: View
+    executions: Mapping[str, Execution] = field(default_factory=dict)
+    converged: bool = True
+
+
+@dataclass(slots=True)
+class Run:
+    """A project that is being worked on: the view it was planned from, and how to call it off. `started` is monotonic seconds."""
+
+    view: ProjectView
+    key: str
+    commit: str
+    started: float
+    called_off: threading.Event = field(default_factory=threading.Event)
 
 
 class Execute(Protocol):
@@ -46,6 +68,7 @@ class StagesExecutor:
         work = Work(view.declared, self._engine.tools(), tell, cancelled)
         known = {found.digest: found for found in view.versions}
         work.version = known.get(item.run_digest)
+        work.adopted = view.adopted
         work.in_service = known.get(view.service.labels.get("flops.digest", "")) if view.service else None
         return execute(item, work, self._engine.journal, self._engine.budget)
 

@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from reconciler.console import CycleConsole
-from reconciler.controller import Controller, Convergence
+from reconciler.controller import Controller
 from reconciler.engine import open_engine
 from reconciler.events import Observer
 from reconciler.execution import Ending
+from reconciler.running import Convergence
 from reconciler.statusdoc import clean
 
 

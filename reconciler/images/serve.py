@@ -227,6 +227,4 @@ def run_server(layout: Layout, host: str, port: int, ready: Callable[[str], None
 
 
 def _config(layout: Layout) -> uvicorn.Config:
-    return uvicorn.Config(
-        application(layout), log_level="error", access_log=False, server_header=False, lifespan="off", ws="none"
-    )
+    return uvicorn.Config(application(layout), log_level="error", access_log=False, server_header=False, lifespan="off", ws="none")

@@ -11,7 +11,7 @@ from reconciler.tracking import evaluate_gate
 def run(work: Work) -> Outcome:
     """Compare the best round's metrics with the SLA's gate and with the model in production, if the gate says so."""
     tracking = work.tools.tracking(work.desired.customer)
-    recorded = tracking.run_with_digest(work.desired.name, work.desired.customer, work.desired.run_digest)
+    recorded = tracking.run_with_digest(work.desired.name, work.desired.customer, work.desired.run_digest) or work.adopted
     if recorded is None:
         raise TrackingError(
             "FL6021",

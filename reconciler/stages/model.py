@@ -24,6 +24,7 @@ from reconciler.runtimes.model import Runtime, Service
 from reconciler.serving.verify import VerificationResult
 from reconciler.spec import BuildPlan, MockData, ProjectSLA
 from reconciler.tracking import ModelVersion, Tracking
+from reconciler.tracking.model import RunInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,8 @@ class Work:
     shards: tuple[Path, ...] = ()
     training: TrainingResult | None = None
     run_id: str = ""
+    adopted: RunInfo | None = None
+    """A run of the same digest under another project's name, as after a renaming: it is taken over, not trained again."""
     version: ModelVersion | None = None
     in_service: ModelVersion | None = None
     """The version that serves now; another one than `version` while a new one is on its way."""

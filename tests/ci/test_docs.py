@@ -3,47 +3,21 @@
 from __future__ import annotations
 
 import re
-import types
-import typing
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
+from ci.keys_doc import TABLES, page
 from reconciler.cli import app
-from reconciler.spec import BuildPlan, OperatorConfig, ProjectSLA
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-ROW = re.compile(r"^\| `([\w.]+)` \|", re.M)
 
 
-def models_in(annotation: object) -> list[type[BaseModel]]:
-    """The models inside a type such as `list[Cluster]` or `Deployment | None`."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    return [model for part in typing.get_args(annotation) for model in models_in(part)]
-
-
-def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    found = []
-    for name, field in model.model_fields.items():
-        key = prefix + (field.alias or name)
-        found.append(key)
-        for inner in models_in(field.annotation):
-            found += keys(inner, f"{key}.")
-    return found
-
-
-def test_every_key_is_explained_in_the_order_of_the_model() -> None:
-    sla, _, operator = (ROOT / "docs" / "sla.md").read_text().partition("# flops.yaml")
-    assert ROW.findall(sla) == keys(ProjectSLA)
-    assert ROW.findall(operator) == keys(OperatorConfig)
-
-
-def test_every_key_of_a_build_plan_is_explained() -> None:
-    table, _, _ = (ROOT / "docs" / "build-plans.md").read_text().partition("## ")
-    assert ROW.findall(table) == keys(BuildPlan)
+@pytest.mark.parametrize("name", TABLES)
+def test_every_key_is_explained(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert page(text, TABLES[name]) == text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from reconciler.errors import ControllerError, TrainingError
@@ -15,7 +17,7 @@ from tests.controller.looping import DEPLOY, Looping
 
 @pytest.fixture
 def loop(repos: Repos) -> Looping:
-    return Looping(repos)
+    return Looping(repos, OperatorConfig(allow_file_urls=True))
 
 
 def test_what_is_merged_is_trained_served_and_told(loop: Looping) -> None:
@@ -342,3 +344,50 @@ def test_a_followed_ml_repo_is_trained_when_it_moves_and_others_stay(loop: Loopi
     loop.clock.now += 100
     loop.settle()
     assert sorted(name for name, _ in loop.world.trained) == ["fixed", "follows", "follows"]
+
+
+def test_a_renamed_project_is_adopted_and_not_trained_again(loop: Looping) -> None:
+    """A folder elsewhere is the ML repo of both, so the content is the same; the old name's service goes, its models stay."""
+    shared = {"shared/model_manager.py": "class ModelManager: ...\n"}
+    files = {path: text.replace("./projects/a/ml_repo", "./shared") for path, text in loop.project("a").items()}
+    loop.edit(shared | files)
+    loop.settle()
+    git(loop.user, "mv", "projects/a", "projects/b")
+    loop.edit({})
+    loop.settle()
+    assert [name for name, _ in loop.world.trained] == ["a"]
+    assert list(loop.world.services) == ["inference-b"]
+    assert loop.says("b", "Synced")[:2] == ("True", "Converged")
+    assert {model.project for model in loop.world.models["demo"]} == {"a", "b"}
+
+
+def test_an_alias_that_somebody_moved_is_drift_and_is_mended(loop: Looping) -> None:
+    loop.edit(loop.project("a"))
+    loop.settle()
+    world = loop.world
+    world.models["demo"] = [replace(item, aliases=()) for item in world.models["demo"]]
+    world.generation += 1
+    loop.step()
+    assert loop.says("a", "Synced")[:2] == ("False", "Drifted")
+    loop.settle()
+    assert world.models["demo"][0].aliases == ("development",)
+    assert loop.says("a", "Synced")[:2] == ("True", "Converged")
+    assert len(world.trained) == 1
+
+
+def test_a_dead_service_is_drift_and_a_fight_is_told(loop: Looping) -> None:
+    loop.edit(loop.project("a"))
+    loop.settle()
+    loop.world.remove("inference-a")
+    loop.step()
+    assert loop.says("a", "Synced")[:2] == ("False", "Drifted")
+    for _ in range(20):
+        loop.pool.run()
+        loop.world.remove("inference-a")
+        loop.step()
+    assert loop.says("a", "Synced")[:2] == ("False", "FoughtOver")
+    loop.clock.now += 2000
+    loop.settle()
+    loop.clock.now += 2000
+    loop.settle()
+    assert loop.says("a", "Synced")[:2] == ("True", "Converged")
