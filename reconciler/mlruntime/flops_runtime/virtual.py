@@ -32,6 +32,13 @@ def run(connection: Connection, spec: dict[str, Any]) -> None:
     prepare_process(work, repo, "", own_paths)
     # The directories of the shards, as a rule one: a rule for each of thousands of files would cost seconds.
     sandbox.enter([repo, RUNTIME_DIR, *{Path(data).parent for data in members.values()}], [work])
+    try:
+        # What the ML repo imports is shared by all of its learners, and no work of any of them.
+        seed_everything(spec["seed"], 0, min(members), "setup")
+        ModelContract(repo, work)
+    except Failure as failure:
+        wire.send_note(connection, {"kind": "failed", "failure": failure.to_dict()})
+        return
     base = anonymous_kb("self")
     budget = int(spec["data_mb"]) << 10
     # What it may take grows by its data: `data_kb` counts twice in the aggregator's allowance, as for a learner of its own.
