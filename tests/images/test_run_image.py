@@ -37,6 +37,8 @@ model = LogisticRegression().fit(inputs, np.arange(4))
 signature = infer_signature(inputs, model.predict(inputs))
 mlflow.sklearn.save_model(model, sys.argv[1], signature=signature, serialization_format="cloudpickle", pip_requirements=[])
 """
+START_SECONDS = 240
+"""The longest that a start may take; images have no byte code, and other tests want the cores as well."""
 SECURE = {
     "read_only": True, "tmpfs": {"/tmp": "size=64m"}, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges"], "pids_limit": 100,
     "mem_limit": "1g",
@@ -106,10 +108,11 @@ def ask(container: Container, limit: float) -> tuple[dict[str, str], list[int]]:
         return about, client.post("/invocations", json={"inputs": rows}).json()["predictions"]
 
 
+@pytest.mark.timeout(600)
 def test_the_engine_pulls_it_runs_it_and_it_predicts(built: Built, registry: RunningRegistry, engine: docker.DockerClient) -> None:
     name = pushed(built, built.image, registry)
     with running(engine, name, "linux/amd64", SECURE) as container:
-        about, predictions = ask(container, 60)
+        about, predictions = ask(container, START_SECONDS)
         assert predictions == [0, 1, 2, 3]
         assert (about["project"], about["digest"]) == ("digits", "d" * 64)
         said = container.exec_run(["python", "-m", "flops_runtime.health", "8080"])
@@ -119,12 +122,13 @@ def test_the_engine_pulls_it_runs_it_and_it_predicts(built: Built, registry: Run
         assert output.startswith(b"65532")
 
 
+@pytest.mark.timeout(600)
 def test_an_image_without_a_base_predicts_too(built: Built, registry: RunningRegistry, engine: docker.DockerClient) -> None:
     plan = built.request.plan.model_copy(update={"base_image": "scratch"})
     request = ImageRequest(plan, built.request.lock, (host_platform(),), built.request.content, 0)
     image = build_image(request, built.layout, built.records, tell=lambda _line: None)
     with running(engine, pushed(built, image, registry), str(host_platform()), SECURE) as container:
-        assert ask(container, 60)[1] == [0, 1, 2, 3]
+        assert ask(container, START_SECONDS)[1] == [0, 1, 2, 3]
 
 
 def test_skopeo_sees_both_platforms(built: Built, registry: RunningRegistry) -> None:
