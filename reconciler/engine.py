@@ -19,6 +19,8 @@ from reconciler.budget import Budget
 from reconciler.environments import EnvironmentStore
 from reconciler.errors import TrackingError, TrainingError
 from reconciler.federation.data import DataCatalog
+from reconciler.images.bytecode import bytecode_folder
+from reconciler.images.interpreter import host_platform
 from reconciler.images.store import ImageStore, ProjectImage
 from reconciler.journal import Journal
 from reconciler.nodes.federation import Federation, declared
@@ -124,9 +126,11 @@ class Engine:
 
     def place(self, image: ProjectImage) -> str:
         """An image of ours in the container engine of this machine; its id there."""
+        from reconciler.images.engine import into_engine
         from reconciler.runtimes.docker_engine import DockerEngine
 
-        return DockerEngine(self.config.docker_host).take(f"flops/{image.name}", self.images.offered(image))
+        client = DockerEngine(self.config.docker_host).client
+        return into_engine(client, self.images.layout, image.name, host_platform(), tell=lambda _line: None)
 
     def actors(self) -> Actors:
         """Whoever starts the containers of training runs."""
@@ -162,6 +166,7 @@ class Engine:
             placement=self.config.runtime,
             actors=self.actors,
             place=self.place,
+            bytecode=lambda environment, lock: bytecode_folder(environment.path, lock.digest, cache_directory()),
             instance=self.config.instance,
             clock=time.monotonic,
             federation=self.federation,

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,20 +194,6 @@ def _say_damaged(_request: Request, error: Exception) -> Response:
     missing = isinstance(error, ImageError) and error.code in {"FL6102", "FL6106"}
     body = orjson.dumps({"errors": [{"code": "UNKNOWN", "message": str(error), "detail": {}}]})
     return Response(body, 404 if missing else 500, media_type="application/json", headers=_VERSION)
-
-
-@contextmanager
-def serving(layout: Layout) -> Iterator[str]:
-    """The store as a registry on a free port of this machine's loopback, for as long as an engine pulls; its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(_config(layout))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="registry", daemon=True)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def run_server(layout: Layout, host: str, port: int, ready: Callable[[str], None]) -> None:

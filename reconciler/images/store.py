@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from reconciler.images.records import Records
 from reconciler.images.reference import Reference, repository_name
 from reconciler.images.registry import Registry
 from reconciler.images.sbom import Materials
-from reconciler.images.serve import serving
 from reconciler.images.signing import Signer
 
 RECHECK_SECONDS = 300.0
@@ -186,16 +184,6 @@ class ImageStore:
 
     def _shown(self, name: str) -> str:
         return str(self.reference(name)) if self._registry else ""
-
-    @contextmanager
-    def offered(self, image: ProjectImage) -> Iterator[str]:
-        """Where an engine of this machine can pull an image: from the registry, else from the store itself."""
-        repository = image.name.rpartition(":")[0]
-        if self._registry:
-            yield f"{self._registry}/{repository}@{image.digest}"
-            return
-        with serving(self.layout) as address:
-            yield f"{address}/{repository}@{image.digest}"
 
     def _signer(self) -> Signer | None:
         return Signer.from_file(self._signing_key, os.environ.get(PASSWORD, "").encode()) if self._signing_key else None

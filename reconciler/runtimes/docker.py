@@ -104,6 +104,7 @@ class DockerRuntime:
             "image": image_id,
             "command": [_filled(item, places) for item in spec.argv],
             "env": dict(spec.env),
+            "readable": [str(path) for path in spec.readable],
             "port": 0 if alone else spec.container_port,
             "network": f"flops-{self._instance}",
             "memory_mb": spec.memory_mb,
@@ -119,6 +120,7 @@ class DockerRuntime:
             cwd=folder,
             socket="inherited",
             image=None,
+            readable=(),
             memory_mb=None,  # the kernel's limit is the container's; the front is small
         )
         return fronted, content

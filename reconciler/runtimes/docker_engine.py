@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,18 +130,6 @@ class DockerEngine:
                     cure="Build it again (`flops images`), or let the engine reach the registry.",
                     transient="not found" not in _said(error).lower(),
                 ) from error
-
-    def take(self, name: str, offered: AbstractContextManager[str]) -> str:
-        """The id of the image that the engine knows by this name; else it is pulled from where it is offered. FL7102."""
-        images = self.client.images
-        with self.answering(), suppress(ImageNotFound):
-            return str(images.get(name).id)
-        with offered as reference:
-            found = self.image_id(reference)
-        with self.answering():
-            repository, _, tag = name.rpartition(":")
-            images.get(found).tag(repository, tag)
-        return found
 
     def internal_network(self, name: str, labels: Mapping[str, str]) -> str:
         """A network without a way out whose containers do not see each other; made when it is not there."""

@@ -78,7 +78,10 @@ def _start(engine: DockerEngine, order: dict[str, Any], folder: Path) -> tuple[C
             memory_mb=order["memory_mb"],
             vcpus=order["vcpus"],
             network=None if private else engine.internal_network(order["network"], {"flops.kind": "network"}),
-            binds=[Bind(str(claim.sockets), SOCKETS, writable=True)] if private else [],
+            binds=[
+                *([Bind(str(claim.sockets), SOCKETS, writable=True)] if private else ()),
+                *(Bind(path, path) for path in order["readable"]),
+            ],
         )
     )
     try:

@@ -26,7 +26,8 @@ class ServiceSpec:
     With an `image` the server is a container: `argv` is its command (empty: the image's own), `memory_mb` and `vcpus` are
     limits that the kernel enforces, SIGTERM tells it to drain, and `cwd` and `socket` mean nothing. With `{socket}` in `argv` it
     listens on that Unix socket and has no network at all; else on `container_port` (`{port}`) of all addresses of an internal
-    network. A runtime that knows no images refuses such a spec.
+    network; `readable` are paths of this machine that it sees, read-only and at the same place. A runtime that knows no images
+    refuses such a spec.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ServiceSpec:
     memory_mb: int | None = None
     vcpus: float | None = None
     image: str | None = None
+    readable: tuple[Path, ...] = ()
     container_port: int = 8080
     health_interval: float = 2.0
     health_timeout: float = 10.0

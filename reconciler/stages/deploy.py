@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from reconciler.digests import short
 from reconciler.errors import ServingError
 from reconciler.federation.runtime_version import mlruntime_dir
+from reconciler.images.bytecode import VARIABLE as BYTECODE
 from reconciler.plan import DEPLOY_STEP
 from reconciler.runtimes.model import ServiceSpec
 from reconciler.serving.verify import verify
 from reconciler.stages.model import Outcome, Work
-from reconciler.stages.package import EXTRA
+from reconciler.stages.package import EXTRA, read_lock
 
 KIND = "inference"
 MODEL_IN_IMAGE = "/model"
@@ -27,6 +29,7 @@ class Place:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     image: str | None = None
+    readable: tuple[Path, ...] = ()
 
 
 def service_name(project: str) -> str:
@@ -48,7 +51,9 @@ def run(work: Work) -> Outcome:
     own = deployment.environment if deployment else {}
     if work.in_containers:
         argv: tuple[str, ...] = ("python", "-m", "flops_runtime.serve", "--model", MODEL_IN_IMAGE, "--socket", "{socket}", *about)
-        place = Place(argv, {**own}, work.image("inference"))
+        lock = read_lock(work.bundle)
+        folder = work.tools.bytecode(work.environment, lock)
+        place = Place(argv, {BYTECODE: str(folder), **own}, work.image("inference"), (folder,))
     else:
         argv = (str(work.environment.python), "-m", "flops_runtime.serve", "--model", str(work.bundle), *about)
         place = Place(argv, {"PYTHONPATH": str(mlruntime_dir()), **own})
@@ -59,6 +64,7 @@ def run(work: Work) -> Outcome:
         argv=place.argv,
         env=place.env,
         image=place.image,
+        readable=place.readable,
         memory_mb=limits.memory + SERVER_MB if place.image else asked.memory if asked else None,
         vcpus=float(limits.vcpus) if place.image else None,
         cwd=work.bundle,

@@ -81,6 +81,8 @@ class Tools:
     """Where learners and servers of a project run that does not say: process or docker."""
     actors: Callable[[], Actors]
     """Whoever starts the containers of training runs."""
+    bytecode: Callable[[Environment, Lock], Path]
+    """The byte code of an environment, for containers of this machine."""
     place: Callable[[ProjectImage], str]
     """Puts an image into the container engine; its id there."""
     instance: str

@@ -16,6 +16,7 @@ from reconciler.federation.containers import in_containers
 from reconciler.federation.launching import Launch, Link
 from reconciler.federation.runtime_version import TRAINING_VERSION
 from reconciler.federation.training import ClusterShare, RoundResult, TrainingEvent, TrainingJob, TrainingResult, run_training
+from reconciler.images.bytecode import VARIABLE as BYTECODE
 from reconciler.nodes.fab import LearnerSpec
 from reconciler.spec.models import TrainingConfiguration
 from reconciler.stages import build, resolve
@@ -84,7 +85,13 @@ def _launch(work: Work) -> Launch | None:
     """How the aggregator is started: as a process, or as a container with others for its learners."""
     if not work.in_containers:
         return None
-    images = ActorImages(learner=work.image("learner"), aggregator=work.image("aggregator"))
+    folder = work.tools.bytecode(work.environment, work.lock) if work.environment and work.lock else None
+    images = ActorImages(
+        learner=work.image("learner"),
+        aggregator=work.image("aggregator"),
+        binds=(folder,) if folder else (),
+        env={BYTECODE: str(folder)} if folder else {},
+    )
     return in_containers(work.tools.actors(), images)
 
 
