@@ -157,7 +157,7 @@ class DockerEngine:
                 user=NOBODY if user.split(":")[0] in ("", "0", "root") else user,
                 working_dir=spec.workdir,
                 read_only=True,
-                tmpfs=_scratch(spec.binds),
+                tmpfs={"/tmp": f"size={SCRATCH_MB}m,mode=1777,nosuid,nodev"},  # noqa: S108
                 cap_drop=["ALL"],
                 security_opt=["no-new-privileges"],
                 pids_limit=PIDS_LIMIT,
@@ -216,14 +216,6 @@ def ending(container: Container) -> tuple[int, bool]:
     container.reload()
     state: Mapping[str, Any] = container.attrs["State"]
     return int(state["ExitCode"]), bool(state.get("OOMKilled"))
-
-
-def _scratch(binds: Sequence[Bind]) -> dict[str, str]:
-    """The places in memory: `/tmp`, and `/root` where something is mounted below it, since images let only root in there."""
-    places = {"/tmp": f"size={SCRATCH_MB}m,mode=1777,nosuid,nodev"}  # noqa: S108
-    if any(bind.target.startswith("/root/") for bind in binds):
-        places["/root"] = "size=1m,mode=755,nosuid,nodev,noexec"
-    return places
 
 
 def _said(error: Exception) -> str:
