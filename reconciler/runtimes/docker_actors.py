@@ -36,6 +36,7 @@ class DockerActors:
                 vcpus=spec.vcpus,
                 binds=(
                     Bind(str(spec.door), spec.target, writable=True),
+                    *_passable(spec),
                     *(Bind(str(path), str(path)) for path in spec.readable),
                     *(Bind(str(path), str(path), writable=True) for path in spec.writable),
                 ),
@@ -89,6 +90,18 @@ class DockerActor:
     def remove(self) -> None:
         """Kill and forget."""
         self._engine.remove(self._container)
+
+
+def _passable(spec: ActorSpec) -> tuple[Bind, ...]:
+    """Where the reconciler is root its cache is below `/root`, and images let nobody else in there: another folder covers it.
+
+    It is writable for the mount points in it, which the engine makes; the container's user is not its owner.
+    """
+    if not any(path.is_relative_to("/root") for path in (*spec.readable, *spec.writable)):
+        return ()
+    cover = spec.door.with_name(f"{spec.door.name}-root")
+    cover.mkdir(mode=0o755, exist_ok=True)
+    return (Bind(str(cover), "/root", writable=True),)
 
 
 def _give(path: Path, uid: int, gid: int) -> None:

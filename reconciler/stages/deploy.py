@@ -18,6 +18,8 @@ from reconciler.stages.package import EXTRA, read_lock
 
 KIND = "inference"
 MODEL_IN_IMAGE = "/model"
+PROCESS_START, CONTAINER_START = 60.0, 180.0
+"""Seconds; a container imports its libraries afresh, on the CPUs that it may have."""
 SERVER_MB = 400
 """What interpreter, libraries and web server take: `memory` is what a model may take beside them."""
 
@@ -80,6 +82,7 @@ def run(work: Work) -> Outcome:
             "flops.image": work.packaged.digest if work.packaged else "",
         },
         socket="inherited",
+        start_timeout=CONTAINER_START if place.image else PROCESS_START,
     )
 
     work.service = work.tools.runtime.apply(spec, verify=lambda address: _verify_before_takeover(work, address))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -178,6 +180,14 @@ def test_user_code_finds_no_network_and_nothing_of_the_machine(job: TrainingJob,
     said = (job.run_dir / "child.log").read_text()
     assert "NET ['lo']" in said
     assert "UID 0" not in said
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root has files there")
+def test_data_below_the_home_of_root_is_found(job: TrainingJob, boxed: Boxed) -> None:
+    """Where the reconciler is root its cache is there, and images let nobody else in."""
+    with tempfile.TemporaryDirectory(dir="/root") as home:
+        shards = tuple(Path(shutil.copy(shard, home)) for shard in job.shards)
+        assert len(boxed(replace(job, shards=shards, rounds=1)).rounds) == 1
 
 
 def test_an_engine_that_is_gone(job: TrainingJob, images: ActorImages, tmp_path: Path) -> None:
