@@ -29,7 +29,7 @@ _TYPES = {
 _KINDS = dict.fromkeys(_TYPES, "type")
 _LETTERS = "Use letters, digits, and `.`, `_`, `@`, `-` between them."
 _PATTERN_CURES = {NAME: "Use a-z, 0-9 and - between them, at most 63 characters."}
-_SECRET = re.compile(r"secret|token|passw|credential|api_?key|private_?key", re.IGNORECASE)
+_SECRET = re.compile(r"secret|token|passw|credential|api_?key|private_?key|public_?key", re.IGNORECASE)
 
 Model = TypeVar("Model", bound=BaseModel)
 

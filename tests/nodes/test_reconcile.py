@@ -1,0 +1,87 @@
+"""From a merged SLA to a registered model, trained on machines of a federation: all through the command line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from bench.workbench import Workbench, make
+from tests.nodes.kit import REPO, Process, eventually, free_port, write_rows
+
+SLA = """customerID: demo
+ml_repo_url: ./projects/blobs/ml_repo
+ml_model_flavor: sklearn
+training_configuration:
+  federation: hospitals
+  data_tags: [blobs]
+  training_rounds: 2
+  min_available_clients: 2
+  min_fit_clients: 2
+  min_evaluate_clients: 2
+"""
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Workbench]:
+    made = make(tmp_path)
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+def test_a_merged_sla_trains_on_declared_nodes_only(bench: Workbench, tmp_path: Path) -> None:
+    import sys
+
+    port = free_port()
+    for folder in (bench.clone / "projects").iterdir():
+        shutil.rmtree(folder)
+    project = bench.clone / "projects" / "blobs"
+    shutil.copytree(REPO, project / "ml_repo")
+    (project / "ml_repo" / "requirements.txt").write_text("scikit-learn\nnumpy\n")
+    (project / "sla.yaml").write_text(SLA)
+    with (bench.clone / "flops.yaml").open("a") as file:
+        file.write(f"federations:\n  hospitals:\n    listen: 127.0.0.1:{port}\n")
+    nodes: list[Process] = []
+    (bench.clone / "nodes").mkdir()
+    for seed, name in enumerate(("north", "south", "stranger")):
+        data = tmp_path / name
+        said = bench.flops("node", "keygen", str(data / "node.key"))
+        bench.flops("data", "add", str(write_rows(tmp_path / f"{name}.parquet", 200, seed)), "--tags", "blobs", "--data", str(data))
+        if name != "stranger":
+            key = said.split("public_key: |\n", 1)[1].split("\n\n", 1)[0]
+            declared = f"public_key: |\n{key}\ntags: [blobs]\nfederation: hospitals\n"
+            (bench.clone / "nodes" / f"{name}.yaml").write_text(declared)
+        command = [
+            sys.executable, "-m", "reconciler.cli", "node", "join", "--superlink", f"localhost:{port}", "--data", str(data),
+            "--tags", "blobs", "--root-certificates", str(tmp_path / "ca.pem"),
+        ]  # fmt: skip
+        nodes.append(Process(command, tmp_path / f"{name}.log", tmp_path, dict(os.environ)))
+    bench.commit("Two nodes and a project")
+    assert "are valid" in bench.flops("validate")
+    (tmp_path / "ca.pem").write_text(bench.flops("nodes", "hospitals", "--certificate"))
+    try:
+        for node in nodes:
+            node.start()
+        bench.flops("reconcile", "--once")
+        document = bench.status("blobs")
+        stages = {stage["stage"]: stage["result"] for stage in document["stages"]}
+        assert stages["train"] == stages["register"] == "done", document
+        eventually(lambda: "FL5803" in nodes[2].said())
+        listing = orjson.loads(bench.flops("nodes", "-o", "json"))["hospitals"]
+        assert [(row["name"], row["connected"], row["rows"]) for row in listing["nodes"]] == [
+            ("north", True, 200), ("south", True, 200),
+        ]  # fmt: skip
+        assert listing["refused"][0][1] in nodes[2].said()
+        bench.flops("reconcile", "--once")
+        assert len([row for row in bench.history("blobs") if row["stage"] == "train"]) == 1
+    finally:
+        for node in nodes:
+            node.kill()
