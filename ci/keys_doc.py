@@ -21,7 +21,8 @@ from reconciler.spec.models import NodeDeclaration
 
 ROOT = Path(__file__).parent.parent
 TABLES: dict[str, tuple[type[BaseModel], ...]] = {
-    "docs/sla.md": (ProjectSLA, OperatorConfig, NodeDeclaration),
+    "docs/sla.md": (ProjectSLA, OperatorConfig),
+    "docs/nodes.md": (NodeDeclaration,),
     "docs/build-plans.md": (BuildPlan,),
 }
 HEAD = "| key | default | what it is |\n| --- | --- | --- |\n"
