@@ -19,6 +19,7 @@ from pathlib import Path
 import orjson
 from filelock import FileLock
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from reconciler.digests import digest_of
 from reconciler.environments.declarations import read_declaration
@@ -94,10 +95,12 @@ class EnvironmentStore:
             try:
                 if not changes:
                     raise failed
-                text = _compile(loosened, limits, version)
+                text, wanted = _compile(loosened, limits, version), loosened
             except UvFailed:
                 raise _lock_error(declaration, failed.said) from failed
             warnings += changes
+        if limit := _undeclared(text):
+            text = _compile(wanted, [*limits, limit], version)
         for item in (*declaration.requirements, *declaration.constraints):
             text = _only_hashes(text, item)
         report = DependencyReport(declaration.report.lines, (*declaration.report.warnings, *warnings))
@@ -171,6 +174,13 @@ def _compile(wanted: Sequence[str], limits: Sequence[str], version: str) -> str:
         files={"constraints.txt": "\n".join(limits) + "\n"},
         stdin="\n".join(wanted) + "\n",
     )  # fmt: skip
+
+
+def _undeclared(lock: str) -> str:
+    """A limit that packages have without declaring it: PyArrow 26 does not load beside NumPy 1, which FLOps' repos pin."""
+    pins = {name: Version(version) for name, version in re.findall(r"^([\w.-]+)==([\w.!+-]+)", lock, re.MULTILINE)}
+    conflict = pins.get("numpy", Version("2")).major < 2 and pins.get("pyarrow", Version("0")).major >= 26
+    return "pyarrow<26" if conflict else ""
 
 
 def _name(requirement: str) -> str:

@@ -137,3 +137,12 @@ def test_the_interpreter_that_an_ml_repo_gets(wish: PythonWish | None, version: 
     found = [Interpreter(item, f"{item}.1", "python") for item in ("3.10", "3.11", "3.13")]
     chosen, warnings = choose(wish, found)
     assert (chosen.version, bool(warnings)) == (version, said)
+
+
+def test_the_pins_of_flops_repos_give_an_environment_that_loads(tmp_path: Path) -> None:
+    found = EnvironmentStore(tmp_path / "store", runtime=("pyarrow",))
+    environment = found.ensure(found.lock(repo(tmp_path, "numpy==1.26.4\n"), flavor="none"))
+    out = subprocess.run(
+        [str(environment.python), "-c", "import numpy, pyarrow; print(numpy.__version__)"], capture_output=True, text=True
+    )
+    assert out.stdout == "1.26.4\n", out.stderr
