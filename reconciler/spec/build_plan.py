@@ -158,7 +158,7 @@ def effective_plan(
         made = made.model_copy(update=given)
     if made.base_image == DEFAULT_BASE:
         made = made.model_copy(update={"base_image": policy.default_base})
-    elif policy.allowed_bases and not any(fnmatchcase(made.base_image, pattern) for pattern in policy.allowed_bases):
+    elif policy.allowed_bases is not None and not any(fnmatchcase(made.base_image, pattern) for pattern in policy.allowed_bases):
         raise SpecError(
             "FL1042",
             f"The base image {made.base_image} of the {kind} is not among those that the operator allows.",

@@ -437,10 +437,10 @@ class ImagesConfig(_Model):
         "scratch", min_length=1, max_length=500, pattern=r"^[A-Za-z0-9._/:@{}-]+$",
         description="Base image of plans that say `default`, such as registry.example.com/python:{python}-slim.",
     )  # fmt: skip
-    allowed_bases: list[Annotated[str, Field(min_length=1, max_length=500)]] = Field(
-        default_factory=list,
+    allowed_bases: list[Annotated[str, Field(min_length=1, max_length=500)]] | None = Field(
+        None,
         max_length=100,
-        description="Patterns such as registry.example.com/* that other base images must match; empty: any.",
+        description="Patterns such as registry.example.com/* that other base images must match; any without it.",
     )
     registry: str = Field(
         "", max_length=300, pattern=r"^([A-Za-z0-9][A-Za-z0-9.-]*(:\d{1,5})?(/[a-z0-9][a-z0-9._/-]*)?)?$",

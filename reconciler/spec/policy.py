@@ -34,8 +34,6 @@ class Policy(_Model):
         None, description="Allowed ML repos, such as https://git.example.com/team/*, or ./*."
     )
     data_tags: list[Pattern] | None = Field(None, description="Allowed data tags.")
-    registries: list[Pattern] | None = Field(None, description="Allowed image registries.")
-    base_images: list[Pattern] | None = Field(None, description="Allowed base images.")
     environment_variables: list[Pattern] | None = Field(None, description="Allowed names in deployment.environment.")
     deployers: list[Pattern] | None = Field(None, description="Customers that may deploy what they trained.")
     project: Limits = Field(default_factory=Limits, description="Limits of every project.")
