@@ -45,7 +45,7 @@ check: setup
 	$(BIN)/zizmor --offline --quiet .github/workflows reconciler/scaffold/templates/.github/workflows
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 demo: setup
 	$(BIN)/python -m ci.demo
