@@ -99,6 +99,7 @@ CODES: dict[str, str] = {
     "FL3015": "the environment cannot be built",
     "FL3016": "the disk is full while an environment is built",
     "FL3017": "no file of a package has an allowed hash",
+    "FL3018": "no build of PyTorch for the CPU",
     # --- FL4xxx data
     "FL4001": "the SLA selects no data",
     "FL4002": "MNIST cannot be fetched",
@@ -116,6 +117,7 @@ CODES: dict[str, str] = {
     "FL4014": "data that changed while they were read",
     "FL4015": "another process makes the same dataset",
     "FL4016": "the data cache cannot be used",
+    "FL4017": "a shipped dataset that is not the known one",
     # --- FL5xxx training
     "FL5001": "The training was cancelled.",
     "FL5002": "The training process could not be started, or ended without a result.",
@@ -142,6 +144,8 @@ CODES: dict[str, str] = {
     "FL5034": "There are fewer learners than the training configuration asks for.",
     "FL5040": "The trained model could not be written.",
     "FL5042": "There is no space for the training's files.",
+    "FL5901": "The Keras model cannot be loaded from what was saved.",
+    "FL5902": "The saved model answers otherwise than the trained one.",
     "FL5091": "hierarchical training is not built yet",
     "FL5090": "A stage was run before those that it stands on.",
     # --- FL6xxx tracking
@@ -185,6 +189,7 @@ CODES: dict[str, str] = {
     "FL9005": "the tracked branch declares no project any more",
     "FL9101": "the folder for a fresh GitOps repo is not empty",
     "FL9102": "the folder for a fresh GitOps repo is a file",
+    "FL9103": "an example project that there is not",
     "FL9006": "there is no status of that project",
 }
 
