@@ -1,6 +1,7 @@
-"""The digits that scikit-learn ships: 1,797 real 8×8 images of handwritten digits (UCI's optical recognition set); nothing is fetched.
+"""The digits that scikit-learn ships: 1,797 real 8×8 images of handwritten digits (UCI's optical recognition set).
 
-Every fifth image is held out, in the order in which scikit-learn has them: no random generator, whose numbers a release may change.
+Nothing is fetched. Every fifth image is held out, in the order in which scikit-learn has them: no random generator, whose
+numbers a release may change.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Inputs and labels, found in whatever an ML repo keeps its data in.
 
 The contract says nothing about the form of the data: repos keep tuples of arrays, dictionaries, tensors, PyTorch's
-DataLoaders and Datasets, or Hugging Face's, split into training and test parts of their own. What belongs together is found by length and order: the n-th
-input takes the first label array of its length that is not taken. All pairs together are the whole data set, whatever the
-repo's split is.
+DataLoaders and Datasets, or Hugging Face's, split into training and test parts of their own. What belongs together is found
+by length and order: the n-th input takes the first label array of its length that is not taken. All pairs together are the
+whole data set, whatever the repo's split is.
 """
 
 from __future__ import annotations

@@ -50,11 +50,9 @@ def save(flavor: str, model: Any, example: Any, repo: Path, target: Path) -> lis
 
     Requirements are given, since MLflow's own inference of them starts an interpreter.
     """
-    from mlflow.models import infer_signature
-
     options: dict[str, Any] = {"pip_requirements": _requirements()}
     if example is not None:
-        options["signature"] = infer_signature(example, predict(flavor, model, example))
+        options["signature"] = _signature(flavor, example, predict(flavor, model, example))
         options["input_example"] = example
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -66,6 +64,17 @@ def save(flavor: str, model: Any, example: Any, repo: Path, target: Path) -> lis
             options["serialization_format"] = "cloudpickle"
         importlib.import_module(mlflow_module(flavor)).save_model(model, str(target), code_paths=_code(repo), **options)
     return []
+
+
+def _signature(flavor: str, example: Any, answers: Any) -> Any:
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types import Schema, TensorSpec
+
+    if flavor == "sklearn":
+        return infer_signature(example, answers)
+    # MLflow infers with SciPy, which an environment for a network need not have.
+    specs = [Schema([TensorSpec(array.dtype, (-1, *array.shape[1:]))]) for array in (example, answers)]
+    return ModelSignature(inputs=specs[0], outputs=specs[1])
 
 
 def _save_torch(model: Any, example: Any, repo: Path, target: Path, options: dict[str, Any]) -> list[str]:
@@ -93,6 +102,7 @@ def _save_keras(model: Any, example: Any, repo: Path, target: Path, options: dic
     if module.__name__ != "mlflow.keras":  # Keras 2 is TensorFlow's
         module.save_model(model, str(target), code_paths=_code(repo), **options)
         return []
+    target.mkdir()  # MLflow writes the example there before it makes it
     module.save_model(model, str(target), **options)
     custom = sorted(set(_custom_classes(_configuration(target))))
     if custom:
