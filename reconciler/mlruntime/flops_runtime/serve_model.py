@@ -7,6 +7,7 @@ answers and the same error codes; tests compare them.
 """
 
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -77,6 +78,9 @@ class ServedModel:
         native = next((name for name in flavors if name != "python_function"), "python_function")
         about = {"flavor": native, "mlflow_version": str(content.get("mlflow_version", ""))}
         tensor = _tensor(content.get("signature") or {})
+        if native != "sklearn":
+            # One request at a time: threads of a pool would wait for a core longer than they work on a few rows.
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
         prepare(flavors.get("keras", {}).get("keras_backend"))
         predict = _native(folder, flavors, native) if tensor is not None else None
         return cls(folder, about, tensor, predict)
