@@ -1,4 +1,4 @@
-"""PyTorch and Keras: the examples and repos in the style of FLOps' documentation learn, are repeatable, and are saved to be served."""
+"""PyTorch and Keras: examples and repos written for FLOps learn, are repeatable, and are saved to be served."""
 
 from __future__ import annotations
 
