@@ -55,7 +55,6 @@ def prepare_process(work_dir: Path, repo_dir: Path, data: str, own_paths: list[s
         with contextlib.suppress(FileExistsError):
             (work_dir / entry.name).symlink_to(entry)
     os.chdir(work_dir)
-    flavors.prepare()
     os.environ.update(HOME=str(work_dir), TMPDIR=str(temporary), FLOPS_DATA=data)
     for name in ("HF_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "JOBLIB_TEMP_FOLDER"):
         os.environ[name] = str(temporary)
@@ -63,6 +62,7 @@ def prepare_process(work_dir: Path, repo_dir: Path, data: str, own_paths: list[s
 
     tempfile.tempdir = None
     sys.dont_write_bytecode = True
+    flavors.prepare()
     sys.path[:] = [str(repo_dir), *own_paths]
 
 

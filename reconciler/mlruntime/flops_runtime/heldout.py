@@ -35,10 +35,12 @@ def find_pairs(manager: Any, accepts: Callable[[NDArray], bool]) -> list[Pair]:
     The `DataManager`s that the manager holds are asked first (`get_data()`), its own attributes are what is left.
     """
     for source in _sources(manager):
-        pairs = _pair(list(_leaves(source, "", 0)))
-        pairs = [pair for pair in pairs if accepts(pair.inputs[:2])]
-        if pairs:
-            return pairs
+        leaves = list(_leaves(source, "", 0))
+        # Datasets come second: repos keep them beside the loaders or arrays that they made of them, with the same rows.
+        for find in (_pair, _read_datasets):
+            pairs = [pair for pair in find(leaves) if accepts(pair.inputs[:2])]
+            if pairs:
+                return pairs
     return []
 
 
@@ -68,10 +70,7 @@ def _leaves(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
         if inputs is not None:
             yield name, Pair(inputs, labels, name)
     elif _is_dataset(value):
-        with contextlib.suppress(Exception):  # what is no pair of inputs and labels is none of ours
-            inputs, labels = _loaded([value[index]] for index in range(len(value)))
-            if inputs is not None:
-                yield name, Pair(inputs, labels, name)
+        yield name, value
     elif isinstance(value, dict) and depth < _DEPTH:
         for key, item in value.items():
             yield from _leaves(item, f"{name}.{key}", depth + 1)
@@ -87,6 +86,17 @@ def _is_dataset(value: Any) -> bool:
     """A map-style dataset of PyTorch's or Hugging Face's."""
     names = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(value).__mro__}
     return bool(names & {"torch.Dataset", "datasets.Dataset"}) and hasattr(value, "__len__")
+
+
+def _read_datasets(leaves: list[tuple[str, Any]]) -> list[Pair]:
+    """The pairs of map-style datasets, row by row."""
+    pairs = []
+    for name, value in leaves:
+        if _is_dataset(value):
+            with contextlib.suppress(Exception):  # rows that are no inputs with a label are none of ours
+                inputs, labels = _loaded([value[index]] for index in range(len(value)))
+                pairs += [Pair(inputs, labels, name)] if inputs is not None else []
+    return pairs
 
 
 def _loaded(loader: Iterable[Any]) -> tuple[NDArray | None, NDArray | None]:
