@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,13 @@ FLAVORS = ("pytorch", "keras")
 def example(flavor: str) -> Path:
     """The ML repo of a flavour's example project."""
     return TEMPLATES / "projects" / f"digits-{flavor}" / "ml_repo"
+
+
+def stated_accuracy(project: str) -> float:
+    """What an example's README says."""
+    found = re.search(r"accuracy with seed 42: \*\*([\d.]+)\*\*", (TEMPLATES / "projects" / project / "README.md").read_text())
+    assert found is not None
+    return float(found[1])
 
 
 def python_of(repo: Path, flavor: str) -> Path:

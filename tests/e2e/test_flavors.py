@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from bench.workbench import Workbench, make
-from tests.flavorkit import FLAVORS, example, python_of
+from tests.flavorkit import FLAVORS, example, python_of, stated_accuracy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
@@ -37,9 +36,8 @@ def test_an_example_is_trained_gated_packaged_served_and_verified(bench: Workben
 @pytest.mark.parametrize("flavor", FLAVORS)
 def test_the_accuracy_is_what_the_readme_says(bench: Workbench, flavor: str) -> None:
     """To one per cent: the last digits differ from processor to processor."""
-    said = re.search(r"accuracy with seed 42: \*\*([\d.]+)\*\*", (example(flavor).parent / "README.md").read_text())
-    assert said is not None
-    assert bench.status(f"digits-{flavor}")["model"]["holdout"]["accuracy"] == pytest.approx(float(said[1]), abs=0.01)
+    project = f"digits-{flavor}"
+    assert bench.status(project)["model"]["holdout"]["accuracy"] == pytest.approx(stated_accuracy(project), abs=0.01)
 
 
 @pytest.mark.parametrize(("flavor", "shape"), [("pytorch", (1, 8, 8)), ("keras", (8, 8, 1))])
