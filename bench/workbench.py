@@ -61,11 +61,11 @@ class Workbench:
         self.flops("stop", check=False)
 
 
-def make(root: Path) -> Workbench:
-    """A bare origin and a clone of it with the example project, committed and pushed."""
+def make(root: Path, *projects: str) -> Workbench:
+    """A bare origin and a clone of it with these example projects, or the first one, committed and pushed."""
     bench = Workbench(root)
     root.mkdir(parents=True, exist_ok=True)
-    _run([sys.executable, "-m", "reconciler.cli", "init", str(bench.clone)], root)
+    _run([sys.executable, "-m", "reconciler.cli", "init", str(bench.clone), *(f"--project={name}" for name in projects)], root)
     _run(["git", "init", "-q", "--bare", "-b", "main", str(root / "origin.git")], root)
     bench.git("init", "-q", "-b", "main")
     bench.git("config", "user.name", "A user")

@@ -361,11 +361,15 @@ def init(
     directory: Annotated[Path, typer.Argument(help="Where to make it.")],
     customer: Annotated[str, typer.Option(help="customerID of the example projects.")] = "demo",
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+    project: Annotated[
+        list[str] | None,
+        typer.Option(help="An example: mnist-classic (the default), digits-pytorch, digits-keras; may be repeated."),
+    ] = None,
 ) -> None:
-    """Make a fresh GitOps repo with an example project, schemas and workflows."""
-    from reconciler.scaffold import init_repository
+    """Make a fresh GitOps repo with example projects, schemas and workflows."""
+    from reconciler.scaffold import FIRST, init_repository
 
-    for path in init_repository(directory, customer=customer, force=force):
+    for path in init_repository(directory, customer=customer, force=force, projects=project or (FIRST,)):
         typer.echo(path)
 
 

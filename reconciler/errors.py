@@ -113,6 +113,7 @@ CODES: dict[str, str] = {
     "FL3015": "the environment cannot be built",
     "FL3016": "the disk is full while an environment is built",
     "FL3017": "no file of a package has an allowed hash",
+    "FL3018": "no build of PyTorch for the CPU",
     # --- FL4xxx data
     "FL4001": "the SLA selects no data",
     "FL4002": "MNIST cannot be fetched",
@@ -130,6 +131,7 @@ CODES: dict[str, str] = {
     "FL4014": "data that changed while they were read",
     "FL4015": "another process makes the same dataset",
     "FL4016": "the data cache cannot be used",
+    "FL4017": "a shipped dataset that is not the known one",
     "FL4501": "a node has no data with a run's tags",
     "FL4502": "a dataset of a node that cannot be named so, or is not there",
     "FL4503": "a node's catalogue of datasets cannot be used",
@@ -166,6 +168,8 @@ CODES: dict[str, str] = {
     "FL5504": "The process that checks the ML repo ended.",
     "FL5510": "The engine that runs the learners' containers fails.",
     "FL5511": "A container of a training run does not come up.",
+    "FL5901": "The Keras model cannot be loaded from what was saved.",
+    "FL5902": "The saved model answers otherwise than the trained one.",
     "FL5090": "A stage was run before those that it stands on.",
     # --- FL56xx hierarchies
     "FL5601": "No cluster has enough learners.",
@@ -285,6 +289,7 @@ CODES: dict[str, str] = {
     "FL9005": "the tracked branch declares no project any more",
     "FL9101": "the folder for a fresh GitOps repo is not empty",
     "FL9102": "the folder for a fresh GitOps repo is a file",
+    "FL9103": "an example project that there is not",
     "FL9006": "there is no status of that project",
     "FL9010": "the revision of an ML repo is being looked up",
     "FL9011": "the loop was stopped before it could look",

@@ -25,6 +25,7 @@ from reconciler.digests import digest_of
 from reconciler.environments.declarations import read_declaration
 from reconciler.environments.interpreters import choose, interpreters
 from reconciler.environments.model import Declaration, DependencyReport, Environment, Lock, Wanted
+from reconciler.environments.torch_builds import for_cpu, installing
 from reconciler.environments.uv_command import UvFailed, run_uv
 from reconciler.errors import BuildError, Where
 
@@ -43,6 +44,10 @@ RUNTIME: tuple[str, ...] = (
 HELPERS = frozenset({"cloudpickle", "packaging", "psutil", "pyyaml", "protobuf", "requests", "typing-extensions"})
 """Packages that exported conda files pin although the model does not care; they may be newer when the runtime needs it."""
 FLAVORS = {"sklearn": ("scikit-learn",), "pytorch": ("torch",), "keras": ("keras>=3",)}
+TENSORFLOW = frozenset({"tensorflow", "tensorflow-cpu"})
+KERAS_BACKENDS = TENSORFLOW | {"torch", "jax"}
+DEFAULT_BACKEND = "jax"
+"""Of those that Keras 3 runs on the one whose wheels in the package index are small and for the CPU."""
 
 Tell = Callable[[str], None]
 
@@ -59,7 +64,8 @@ class EnvironmentStore:
         """The lock of an ML repo's dependencies. Raises BuildError with the file and line that is to blame."""
         declaration = read_declaration(repo_dir)
         asked = [[(item.text, item.hashes) for item in found] for found in (declaration.requirements, declaration.constraints)]
-        key = digest_of([asked, declaration.python and declaration.python.specifier, flavor, self._runtime])[:32]
+        backend = _backend(declaration, flavor)
+        key = digest_of([asked, declaration.python and declaration.python.specifier, flavor, self._runtime, *backend])[:32]
         path = self._root / "locks" / f"{key}.json"
         if key not in self._known:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +92,9 @@ class EnvironmentStore:
         wanted = [item.text for item in declaration.requirements]
         limits = [item.text for item in declaration.constraints]
         named = {_name(text) for text in wanted}
-        wanted += [item for item in (*self._runtime, *FLAVORS.get(flavor, ())) if _name(item) not in named]
+        # An older TensorFlow brings the Keras that it was made with.
+        of_flavor = () if flavor == "keras" and named & TENSORFLOW else FLAVORS.get(flavor, ())
+        wanted += [item for item in (*self._runtime, *of_flavor, *_backend(declaration, flavor)) if _name(item) not in named]
         version = python.version
         try:
             text = _compile(wanted, limits, version)
@@ -99,8 +107,14 @@ class EnvironmentStore:
             except UvFailed:
                 raise _lock_error(declaration, failed.said) from failed
             warnings += changes
+
+        def compile_with(arguments: Sequence[str], more: Sequence[str]) -> str:
+            return _compile(wanted, [*limits, *more], version, arguments)
+
         if limit := _undeclared(text):
-            text = _compile(wanted, [*limits, limit], version)
+            limits.append(limit)
+            text = _compile(wanted, limits, version)
+        text = for_cpu(text, compile_with, python=version, file=declaration.file)
         for item in (*declaration.requirements, *declaration.constraints):
             text = _only_hashes(text, item)
         report = DependencyReport(declaration.report.lines, (*declaration.report.warnings, *warnings))
@@ -132,7 +146,7 @@ class EnvironmentStore:
             run_uv(["venv", "--quiet", "--relocatable", "--python", python.path, str(folder / "venv")])
             run_uv(
                 ["pip", "sync", "--quiet", "--require-hashes", "--compile-bytecode", "--only-binary", ":all:",
-                 "--python", str(folder / "venv" / "bin" / "python"), str(requirements)],
+                 *installing(lock.requirements), "--python", str(folder / "venv" / "bin" / "python"), str(requirements)],
             )  # fmt: skip
             (folder / "venv" / ".complete").write_text(lock.digest)
             (folder / "venv").replace(path)
@@ -167,10 +181,16 @@ def _loosen(wanted: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     return found, tuple(changes)
 
 
-def _compile(wanted: Sequence[str], limits: Sequence[str], version: str) -> str:
+def _backend(declaration: Declaration, flavor: str) -> tuple[str, ...]:
+    """What Keras is to run on, when the ML repo names nothing."""
+    named = {_name(item.text) for item in declaration.requirements}
+    return (DEFAULT_BACKEND,) if flavor == "keras" and not named & KERAS_BACKENDS else ()
+
+
+def _compile(wanted: Sequence[str], limits: Sequence[str], version: str, arguments: Sequence[str] = ()) -> str:
     return run_uv(
-        ["pip", "compile", "-", "--quiet", "--generate-hashes", "--no-emit-index-url", "--no-header", "--no-annotate",
-         "--only-binary", ":all:", "--python-version", version, "--constraints", "constraints.txt"],
+        ["pip", "compile", "-", "--quiet", "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links", "--no-header",
+         "--no-annotate", "--only-binary", ":all:", "--python-version", version, "--constraints", "constraints.txt", *arguments],
         files={"constraints.txt": "\n".join(limits) + "\n"},
         stdin="\n".join(wanted) + "\n",
     )  # fmt: skip

@@ -6,6 +6,7 @@ The templates are the one source of the example projects; the copies at the top 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from reconciler.errors import ControllerError
@@ -13,15 +14,33 @@ from reconciler.spec.schemas import files as schema_files
 
 TEMPLATES = Path(__file__).parent / "templates"
 _CUSTOMER = "customerID: demo"
+_PROJECTS = "projects/"
+FIRST = "mnist-classic"
+"""The example that a fresh repo starts with: the one whose libraries install everywhere in seconds."""
 
 
-def init_repository(directory: Path, *, customer: str = "demo", force: bool = False) -> list[Path]:
-    """Write the files of a fresh GitOps repo; their paths relative to it. Raises ControllerError for a full folder or a file."""
+def examples() -> list[str]:
+    """The names of the example projects."""
+    return sorted(path.name for path in (TEMPLATES / _PROJECTS).iterdir() if (path / "sla.yaml").is_file())
+
+
+def init_repository(
+    directory: Path, *, customer: str = "demo", force: bool = False, projects: Sequence[str] = (FIRST,)
+) -> list[Path]:
+    """Write the files of a fresh GitOps repo with these examples; their paths relative to it.
+
+    Raises ControllerError for a full folder, a file, and an example that there is not.
+    """
+    for unknown in sorted(set(projects) - set(examples())):
+        raise ControllerError("FL9103", f"There is no example {unknown!r}.", cure=f"There are: {', '.join(examples())}.")
     if directory.exists() and not directory.is_dir():
         raise ControllerError("FL9102", f"{directory} is a file.", cure="Choose another name.")
     if directory.exists() and any(item.name != ".git" for item in directory.iterdir()) and not force:
         raise ControllerError("FL9101", f"{directory} is not empty.", cure="Choose another folder, or say --force.")
-    contents = template_files()
+    wanted = tuple(f"{_PROJECTS}{name}/" for name in projects)
+    contents = {
+        name: content for name, content in template_files().items() if not name.startswith(_PROJECTS) or name.startswith(wanted)
+    }
     written = []
     for name, content in sorted(contents.items()):
         path = directory / name

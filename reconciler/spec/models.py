@@ -339,7 +339,9 @@ class ProjectSLA(_Model):
 class MockDataConfiguration(_Model):
     """Which dataset plays the learners' data."""
 
-    dataset_name: str = Field(min_length=1, max_length=100, description="Dataset, such as mnist.")
+    dataset_name: str = Field(
+        min_length=1, max_length=100, description="Dataset: mnist, or the small digits that scikit-learn ships."
+    )
     number_of_partitions: int = Field(1, ge=1, le=10_000, description="Parts that the data is cut into.")
     one_mock_service_per_partition: bool = Field(
         False, description="As in FLOps; here no service is needed, so it changes nothing."

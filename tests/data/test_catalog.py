@@ -13,9 +13,10 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
+from sklearn.datasets import load_digits
 
 from reconciler.errors import DataError
-from reconciler.federation.data import DataCatalog, DatasetVersion, arrow_files, mnist
+from reconciler.federation.data import DataCatalog, DatasetVersion, arrow_files, digits, mnist
 from reconciler.federation.runtime_version import mlruntime_dir
 from reconciler.spec import load_mock_data
 
@@ -45,6 +46,31 @@ def test_mnist_is_the_real_one(images: DatasetVersion) -> None:
     assert (images.rows, images.holdout_rows, images.columns) == (60_000, 10_000, ("image", "label"))
     labels = arrow_files.read(images.directory / "train.arrow")["label"].to_numpy()
     assert np.bincount(labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+
+
+def test_digits_are_those_of_scikit_learn_and_every_fifth_is_held_out(tmp_path: Path) -> None:
+    found = DataCatalog(tmp_path).resolve(mock("digits"), ["mnist"])
+    assert (found.rows, found.holdout_rows, found.columns) == (1438, 359, ("image", "label"))
+    shipped = load_digits()
+    held_out = np.arange(len(shipped.target)) % 5 == 4
+    for name, rows in (("train", ~held_out), ("holdout", held_out)):
+        table = arrow_files.read(found.directory / f"{name}.arrow")
+        assert (table["label"].to_numpy() == shipped.target[rows]).all()
+        pixels = [np.frombuffer(image["bytes"][-64:], np.uint8) for image in table["image"].to_pylist()]
+        assert (np.stack(pixels) == shipped.images[rows].reshape(-1, 64) * 15).all()
+    assert DataCatalog(tmp_path / "other").resolve(mock("digits"), ["mnist"]).digest == found.digest
+    assert (
+        DataCatalog(tmp_path).describe(mock("digits"), ["mnist"])[0].digest
+        != DataCatalog(tmp_path).describe(mock(), ["mnist"])[0].digest
+    )
+
+
+def test_digits_of_another_scikit_learn_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digits, "SHA256", "0" * 64)
+    with pytest.raises(DataError) as caught:
+        DataCatalog(tmp_path).resolve(mock("digits"), ["mnist"])
+    assert caught.value.code == "FL4017"
+    assert not list(tmp_path.rglob("*.arrow"))
 
 
 def test_load_dataset_gives_what_hugging_face_gives(images: DatasetVersion) -> None:

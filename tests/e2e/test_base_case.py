@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from bench.workbench import Workbench, make
+from tests.flavorkit import stated_accuracy
 
 PROJECT = "mnist-classic"
 MAX_REQUESTS = 4000
@@ -77,6 +78,7 @@ def test_merge_train_takeover_revert(bench: Workbench) -> None:
     assert first["model"]["version"] == "1"
     assert first["model"]["holdout"]["rows"] == 10_000
     assert first["model"]["holdout"]["accuracy"] >= 0.80
+    assert first["model"]["holdout"]["accuracy"] == pytest.approx(stated_accuracy(PROJECT), abs=0.01)
     assert first["verification"]["passed"]
     address = first["service"]["address"]
     page = bench.flops("status", PROJECT)

@@ -9,7 +9,7 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 
 from reconciler.errors import ControllerError
-from reconciler.scaffold import TEMPLATES, init_repository, main
+from reconciler.scaffold import TEMPLATES, examples, init_repository, main
 from reconciler.spec.validate import validate_paths
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +49,27 @@ def test_the_customer_is_in_every_file_that_names_one(tmp_path: Path) -> None:
     for name in ("sla.yaml", "mock_data.yaml"):
         assert "customerID: acme\n" in (project / name).read_text()
     assert validate_paths([], root=tmp_path)[0] == []
+
+
+def test_examples_are_chosen_by_name(tmp_path: Path) -> None:
+    init_repository(tmp_path / "fresh", projects=["digits-keras", "digits-pytorch"])
+    assert sorted(path.name for path in (tmp_path / "fresh" / "projects").iterdir()) == ["digits-keras", "digits-pytorch"]
+    errors, checked = validate_paths([], root=tmp_path / "fresh")
+    assert (errors, checked) == ([], 5)
+
+
+def test_every_example_is_valid_and_ours(tmp_path: Path) -> None:
+    init_repository(tmp_path, customer="acme", projects=examples())
+    assert validate_paths([], root=tmp_path)[0] == []
+    assert all("customerID: acme\n" in path.read_text() for path in tmp_path.glob("projects/*/*.yaml"))
+
+
+def test_an_example_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(ControllerError) as raised:
+        init_repository(tmp_path / "fresh", projects=["digits-jax"])
+    assert raised.value.code == "FL9103"
+    assert "digits-keras, digits-pytorch, mnist-classic" in raised.value.cure
+    assert not (tmp_path / "fresh").exists()
 
 
 def test_a_full_folder_is_left_alone(tmp_path: Path) -> None:

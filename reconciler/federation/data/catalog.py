@@ -13,12 +13,13 @@ from pathlib import Path
 
 from reconciler.digests import digest_of
 from reconciler.errors import DataError
-from reconciler.federation.data import arrow_files, mnist, partitioners, user_files
+from reconciler.federation.data import arrow_files, digits, mnist, partitioners, user_files
 from reconciler.federation.data.cached import locked, making
 from reconciler.spec import MockData
 from reconciler.spec.models import Partitioner
 
-DATASETS = ("mnist",)
+DATASETS = {"mnist": mnist.SHA256, "digits": digits.SHA256}
+"""What can be mocked, by the checksums of its contents."""
 _FORM = 1
 """Version of the on-disk form; part of every digest."""
 _DEAL = 2
@@ -97,7 +98,7 @@ class DataCatalog:
             if make:
                 mocked = mock.data_tag if mock else None
                 made = user_files.union(
-                    [(item.tag, self._mnist(on_line) if item.tag == mocked else self._user(item)) for item in described]
+                    [(item.tag, self._known(item.name, on_line) if item.tag == mocked else self._user(item)) for item in described]
                 )
                 arrow_files.write(made.train, directory / "train.arrow")
                 if made.holdout is not None:
@@ -171,7 +172,9 @@ class DataCatalog:
             )
         return tables
 
-    def _mnist(self, tell: Callable[[str], None]) -> user_files.Tables:
+    def _known(self, name: str, tell: Callable[[str], None]) -> user_files.Tables:
+        if name == "digits":
+            return user_files.Tables(*digits.tables())
         folder = self._cache / "mnist"
         with locked(folder):
             mnist.fetch(folder, self._mnist_sources, tell)
@@ -183,4 +186,4 @@ def _known_digest(name: str) -> str:
         close = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f"Did you mean {close[0]!r}?" if close else f"Known datasets: {', '.join(DATASETS)}."
         raise DataError("FL4006", f"There is no dataset {name!r}.", cure=hint)
-    return digest_of([mnist.SHA256, _FORM])
+    return digest_of([DATASETS[name], _FORM])

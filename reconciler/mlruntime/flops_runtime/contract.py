@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from flops_runtime import flavors
 from flops_runtime.failures import Failure, user_failure
 
 _METHODS = (
@@ -26,14 +27,20 @@ _METHODS = (
 
 def seed_everything(*parts: object) -> int:
     """Seeds `random`, NumPy and, where loaded, PyTorch and Keras from the parts alone; returns the seed (32 bits)."""
-    seed = int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big")
-    random.seed(seed)
-    np.random.seed(seed)
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.manual_seed(seed)
-    if (keras := sys.modules.get("keras")) is not None:
-        keras.utils.set_random_seed(seed)
-    return seed
+    global _seed
+    _seed = int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big")
+    _sow()
+    return _seed
+
+
+_seed = 0
+"""What this process was seeded with last: libraries that the ML repo imports afterwards get it too."""
+
+
+def _sow() -> None:
+    flavors.seed(_seed)
+    random.seed(_seed)
+    np.random.seed(_seed)
 
 
 def prepare_process(work_dir: Path, repo_dir: Path, data: str, own_paths: list[str]) -> None:
@@ -52,6 +59,7 @@ def prepare_process(work_dir: Path, repo_dir: Path, data: str, own_paths: list[s
 
     tempfile.tempdir = None
     sys.dont_write_bytecode = True
+    flavors.prepare()
     sys.path[:] = [str(repo_dir), *own_paths]
 
 
@@ -96,6 +104,8 @@ class ModelContract:
                 path="model_manager.py",
             )
         self._check_methods(self._class)
+        flavors.settle()
+        _sow()
         self.manager = self._construct()
 
     @staticmethod

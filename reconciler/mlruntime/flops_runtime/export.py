@@ -7,19 +7,18 @@ is imported, and the held-out data is loaded, at low priority while the rounds r
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import sys
 import threading
 import traceback
-import warnings
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flops_runtime import sandbox, wire
+from flops_runtime import sandbox, saving, wire
 from flops_runtime.contract import ModelContract, prepare_process, seed_everything
 from flops_runtime.failures import Failure, user_failure
 from flops_runtime.heldout import Pair, find_pairs, test_part
@@ -70,7 +69,7 @@ class _Warmth:
             if self._spec["data"]:
                 contract.set_data()
             self.contract = contract
-            for name in ("mlflow.models", "mlflow.pyfunc", f"mlflow.{_flavor(self._spec)}"):
+            for name in ("mlflow.models", "mlflow.pyfunc", saving.mlflow_module(self._spec["flavor"])):
                 importlib.import_module(name)
         except Failure as failure:
             self.failure = failure
@@ -79,19 +78,14 @@ class _Warmth:
             self.failure = user_failure(error, "FL5040", "Preparing the export raised", self._repo, self._work)
 
 
-def _flavor(spec: dict[str, Any]) -> str:
-    flavor = str(spec["flavor"])
-    return "tensorflow" if flavor in ("keras", "tensorflow") else flavor
-
-
 def _export(contract: ModelContract, spec: dict[str, Any], parameters: Path, repo: Path, work: Path) -> dict[str, Any]:
     import mlflow.pyfunc
 
-    flavor = _flavor(spec)
+    flavor = str(spec["flavor"])
     with np.load(parameters, allow_pickle=False) as archive:
         contract.set_parameters([archive[name] for name in archive.files])
     model = contract.model()
-    pairs = find_pairs(contract.manager, lambda inputs: _accepts(flavor, model, inputs)) if spec["data"] else []
+    pairs = _pairs(flavor, model, contract.manager) if spec["data"] else []
     if not spec["is_holdout"]:
         pairs = test_part(pairs)
     pairs = [pair for pair in pairs if pair.inputs.shape[1:] == pairs[0].inputs.shape[1:]]
@@ -99,7 +93,7 @@ def _export(contract: ModelContract, spec: dict[str, Any], parameters: Path, rep
     if not pairs:
         found.append("No inputs that the model accepts were found in its data: it has no signature and no samples.")
     target = work / "model"
-    _save(flavor, model, pairs, repo, target)
+    found += saving.save(flavor, model, pairs[0].inputs[:_EXAMPLES] if pairs else None, repo, target)
     answer: dict[str, Any] = {"holdout": {}, "samples": False, "warnings": found}
     if not pairs:
         return answer
@@ -117,55 +111,18 @@ def _export(contract: ModelContract, spec: dict[str, Any], parameters: Path, rep
     return answer
 
 
-def _save(flavor: str, model: Any, pairs: list[Pair], repo: Path, target: Path) -> None:
-    """Writes the MLflow model directory. Requirements are given, since MLflow's own inference starts an interpreter."""
-    from mlflow.models import infer_signature
-
-    module = importlib.import_module(f"mlflow.{flavor}")
-    options: dict[str, Any] = {"pip_requirements": _requirements(), "code_paths": _code(repo)}
-    if pairs:
-        example = pairs[0].inputs[:_EXAMPLES]
-        options["signature"] = infer_signature(example, _predict(flavor, model, example))
-        options["input_example"] = example
-    if flavor == "sklearn":
-        options["serialization_format"] = "cloudpickle"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module.save_model(model, str(target), **options)
-
-
-def _requirements() -> list[str]:
-    """Every distribution of this environment, pinned: the environment was made from a lock, so this is the lock."""
-    pins = {
-        distribution.metadata["Name"].lower(): distribution.version
-        for distribution in importlib.metadata.distributions()
-        if distribution.metadata["Name"]
-    }
-    return [f"{name}=={version}" for name, version in sorted(pins.items())]
-
-
-def _code(repo: Path) -> list[str]:
-    """The ML repo's modules: a pickled model refers to its own classes by module."""
-    return [
-        str(entry)
-        for entry in sorted(repo.iterdir())
-        if entry.suffix == ".py" or (entry.is_dir() and (entry / "__init__.py").is_file())
-    ]
-
-
-def _predict(flavor: str, model: Any, inputs: Any) -> Any:
-    if flavor == "pytorch":
-        import torch
-
-        model.eval()
-        with torch.no_grad():
-            return model(torch.as_tensor(inputs)).detach().cpu().numpy()
-    return np.asarray(model.predict(inputs, verbose=0) if flavor == "tensorflow" else model.predict(inputs))
+def _pairs(flavor: str, model: Any, manager: Any) -> list[Pair]:
+    """What the model accepts as it is; else, since code often converts as it feeds a network, what it accepts as float32."""
+    pairs = find_pairs(manager, lambda inputs: _accepts(flavor, model, inputs))
+    if pairs or flavor == "sklearn":
+        return pairs
+    pairs = find_pairs(manager, lambda inputs: _accepts(flavor, model, inputs.astype(np.float32)))
+    return [replace(pair, inputs=pair.inputs.astype(np.float32)) for pair in pairs]
 
 
 def _accepts(flavor: str, model: Any, inputs: Any) -> bool:
     try:
-        return len(_predict(flavor, model, inputs)) == len(inputs)
+        return len(saving.predict(flavor, model, inputs)) == len(inputs)
     except Exception:
         return False
 

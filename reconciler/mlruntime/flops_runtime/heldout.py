@@ -1,16 +1,16 @@
 """Inputs and labels, found in whatever an ML repo keeps its data in.
 
-The contract says nothing about the form of the data: repos keep tuples of arrays, dictionaries, tensors or PyTorch
-DataLoaders, split into training and test parts of their own. What belongs together is found by length and order: the n-th
-input takes the first label array of its length that is not taken. All pairs together are the whole data set, whatever the
-repo's split is.
+The contract says nothing about the form of the data: repos keep tuples of arrays, dictionaries, tensors, PyTorch's
+DataLoaders and Datasets, or Hugging Face's, split into training and test parts of their own. What belongs together is found
+by length and order: the n-th input takes the first label array of its length that is not taken. All pairs together are the
+whole data set, whatever the repo's split is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +35,12 @@ def find_pairs(manager: Any, accepts: Callable[[NDArray], bool]) -> list[Pair]:
     The `DataManager`s that the manager holds are asked first (`get_data()`), its own attributes are what is left.
     """
     for source in _sources(manager):
-        pairs = _pair(list(_leaves(source, "", 0)))
-        pairs = [pair for pair in pairs if accepts(pair.inputs[:2])]
-        if pairs:
-            return pairs
+        leaves = list(_leaves(source, "", 0))
+        # Datasets come second: repos keep them beside the loaders or arrays that they made of them, with the same rows.
+        for find in (_pair, _read_datasets):
+            pairs = [pair for pair in find(leaves) if accepts(pair.inputs[:2])]
+            if pairs:
+                return pairs
     return []
 
 
@@ -67,6 +69,8 @@ def _leaves(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
         inputs, labels = _loaded(value)
         if inputs is not None:
             yield name, Pair(inputs, labels, name)
+    elif _is_dataset(value):
+        yield name, value
     elif isinstance(value, dict) and depth < _DEPTH:
         for key, item in value.items():
             yield from _leaves(item, f"{name}.{key}", depth + 1)
@@ -78,11 +82,31 @@ def _leaves(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
                 yield from _leaves(item, f"{name}.{position}", depth + 1)
 
 
-def _loaded(loader: Any) -> tuple[NDArray | None, NDArray | None]:
+def _is_dataset(value: Any) -> bool:
+    """A map-style dataset of PyTorch's or Hugging Face's."""
+    names = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(value).__mro__}
+    return bool(names & {"torch.Dataset", "datasets.Dataset"}) and hasattr(value, "__len__")
+
+
+def _read_datasets(leaves: list[tuple[str, Any]]) -> list[Pair]:
+    """The pairs of map-style datasets, row by row."""
+    pairs = []
+    for name, value in leaves:
+        if _is_dataset(value):
+            with contextlib.suppress(Exception):  # rows that are no inputs with a label are none of ours
+                inputs, labels = _loaded([value[index]] for index in range(len(value)))
+                pairs += [Pair(inputs, labels, name)] if inputs is not None else []
+    return pairs
+
+
+def _loaded(loader: Iterable[Any]) -> tuple[NDArray | None, NDArray | None]:
+    """Inputs and labels of batches, or of lists with one row each."""
     inputs, labels = [], []
     for batch in loader:
-        items = list(batch.values()) if isinstance(batch, dict) else list(batch)
-        arrays = [np.asarray(item) for item in items]
+        is_row = isinstance(batch, list) and len(batch) == 1 and isinstance(batch[0], dict | list | tuple)
+        items = batch[0] if is_row else batch
+        values = list(items.values()) if isinstance(items, dict) else list(items)
+        arrays = [np.asarray(item)[np.newaxis] if is_row else np.asarray(item) for item in values]
         arrays.sort(key=lambda array: -array.ndim)
         inputs.append(arrays[0])
         labels.append(arrays[-1])

@@ -1,12 +1,13 @@
 """A model bundle that answers requests in MLflow's form.
 
-The fast path loads a scikit-learn model with a tensor signature by itself and answers what clients of such a model send,
-`inputs` and `instances`: `import mlflow` takes longer than everything else of a start. All other models and all other forms
-go through the `invocations` of MLflow's own scoring server, imported when it is first needed. Both give the same answers and
-the same error codes; tests compare them.
+The fast path loads a model with a tensor signature by itself – scikit-learn's, PyTorch's exported program, Keras' file – and
+answers what clients of such a model send, `inputs` and `instances`: `import mlflow` takes long. All other models and all
+other forms go through the `invocations` of MLflow's own scoring server, imported when it is first needed. Both give the same
+answers and the same error codes; tests compare them.
 """
 
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 import yaml
+
+from flops_runtime.flavors import prepare
 
 try:
     import orjson
@@ -75,16 +78,12 @@ class ServedModel:
         native = next((name for name in flavors if name != "python_function"), "python_function")
         about = {"flavor": native, "mlflow_version": str(content.get("mlflow_version", ""))}
         tensor = _tensor(content.get("signature") or {})
-        own = flavors.get("sklearn", {})
-        if native != "sklearn" or tensor is None or own.get("serialization_format") not in ("cloudpickle", "pickle"):
-            return cls(folder, about, None, None)
-        import cloudpickle  # registers what cloudpickle needs; its load is pickle's
-
-        code = flavors.get("python_function", {}).get("code") or "code"
-        sys.path[:0] = [str(folder / code)] if (folder / code).is_dir() else []
-        with (folder / own["pickled_model"]).open("rb") as file:
-            model = cloudpickle.load(file)
-        return cls(folder, about, tensor, getattr(model, flavors.get("python_function", {}).get("predict_fn", "predict")))
+        if native != "sklearn":
+            # One request at a time: threads of a pool would wait for a core longer than they work on a few rows.
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
+        prepare(flavors.get("keras", {}).get("keras_backend"))
+        predict = _native(folder, flavors, native) if tensor is not None else None
+        return cls(folder, about, tensor, predict)
 
     def answer(self, body: bytes, content_type: str) -> Answer:
         """The answer to a request; what the client did wrong is said, what the model does wrong is in the log alone."""
@@ -130,6 +129,39 @@ class ServedModel:
 
             self._mlflow = (invocations, mlflow.pyfunc.load_model(str(self._folder)))
         return self._mlflow
+
+
+def _native(folder: Path, flavors: dict[str, Any], native: str) -> Optional[Callable[..., Any]]:
+    """The model's prediction without MLflow; None for a form that MLflow alone knows. The ML repo's code comes from the bundle."""
+    function, own = flavors.get("python_function", {}), flavors.get(native, {})
+    code = folder / (function.get("code") or "code")
+    sys.path[:0] = [str(code)] if code.is_dir() else []
+    if native == "sklearn" and own.get("serialization_format") in ("cloudpickle", "pickle"):
+        import cloudpickle  # registers what cloudpickle needs; its load is pickle's
+
+        with (folder / own["pickled_model"]).open("rb") as file:
+            predict: Callable[..., Any] = getattr(cloudpickle.load(file), function.get("predict_fn", "predict"))
+            return predict
+    if native == "pytorch" and (folder / "data" / "model.pt2").is_file():
+        return _program(folder / "data" / "model.pt2")
+    if native == "keras" and (folder / own["data"] / "model.keras").is_file():
+        from flops_runtime import keras_model
+
+        model = keras_model.load(folder)
+        return lambda data: np.asarray(model.predict(data, verbose=0))
+    return None
+
+
+def _program(path: Path) -> Callable[..., Any]:
+    import torch
+
+    module = torch.export.load(str(path)).module()
+
+    def predict(data: Any) -> Any:
+        with torch.no_grad():
+            return module(torch.from_numpy(data)).numpy()
+
+    return predict
 
 
 def failure(status: int, code: str, message: str) -> Answer:
