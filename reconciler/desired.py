@@ -196,8 +196,7 @@ class DesiredState:
             "ml_repo.tree": revision.tree,
             "runtime": TRAINING_VERSION,
         }
-        if sla.training_configuration.federation is None:
-            training |= {f"data.{tag}": digest for tag, digest in versions}
+        training |= {f"data.{tag}": digest for tag, digest in versions}
         if tick:
             training[schedule.INPUT] = tick
         image = self._image(sla, plans)
@@ -297,6 +296,8 @@ class DesiredState:
         self, parsed: Parsed, seen: dict[tuple[object, ...], tuple[tuple[str, str], ...] | FlopsError]
     ) -> tuple[tuple[str, str], ...]:
         """(tag, digest) of the data; each selection is described once a look, as user data are looked at on disk."""
+        if parsed.sla.training_configuration.federation is not None:
+            return ()  # the data are those of its nodes
         mock = parsed.mock_data
         tags = tuple(parsed.sla.training_configuration.data_tags)
         key = (mock and (mock.dataset_name, mock.data_tag), tags)

@@ -115,6 +115,7 @@ def test_bad_projects_do_not_touch_a_good_one(bench: Workbench) -> None:
         bench.commit("All at once")
         shown = bench.flops("reconcile", "--once", "--tries", "1", check=False)
     good = bench.status("good")
+    assert good["live"], shown
     assert good["live"]["healthy"], shown
     assert good["verification"]["passed"]
     expected = {

@@ -120,6 +120,21 @@ def make():
 }
 
 
+FORGETFUL = """
+import keras
+class Scale(keras.layers.Layer):
+    def __init__(self, by, **options):
+        super().__init__(**options)
+        self.by = by
+    def call(self, x):
+        return x * self.by
+    def get_config(self):
+        return super().get_config()
+def make():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), Scale(2.0)])
+"""
+
+
 def of(flavor: str, folder: Path, code: str) -> Path:
     """A folder with an ML repo of that code; the interpreter for it."""
     (folder / "repo").mkdir()
@@ -164,6 +179,13 @@ def test_a_model_that_answers_at_random_is_refused(tmp_path: Path, flavor: str) 
     said = json.loads(in_environment(python, tmp_path, SAVE, flavor))
     assert said["code"] == "FL5902"
     assert "answers differ" in said["cause"]
+
+
+def test_a_keras_model_that_cannot_be_made_again_is_refused(tmp_path: Path) -> None:
+    python = of("keras", tmp_path, FORGETFUL)
+    said = json.loads(in_environment(python, tmp_path, SAVE, "keras"))
+    assert said["code"] == "FL5901"
+    assert "by" in said["cause"]
 
 
 def test_the_examples_in_the_bundle_are_inputs_of_the_model(tmp_path: Path) -> None:
