@@ -24,11 +24,6 @@ from typing import Any
 
 from flops_runtime.failures import Failure
 
-PRELOAD = {
-    "sklearn": ["sklearn.linear_model", "sklearn.neural_network"],
-    "pytorch": ["torch", "torch.nn", "torch.utils.data"],
-    "keras": [],  # TensorFlow starts threads when imported: it must not be loaded before a fork
-}
 _COMMON = ["numpy", "flwr.clientapp", "flwr.common.serde", "datasets", "flops_runtime.learner"]
 _MESSAGE_LIMIT = 1 << 12
 
@@ -164,11 +159,12 @@ class OrderedNursery(Nursery):
 
 def main(arguments: list[str]) -> None:
     """The nursery process: import, then fork on request until the aggregator is gone."""
-    from flops_runtime import sandbox
+    from flops_runtime import flavors, sandbox
 
     sandbox.die_with_parent()
     control = socket.socket(fileno=int(arguments[0]))
-    for name in [*_COMMON, *PRELOAD.get(arguments[1], []), *arguments[2:]]:
+    flavors.prepare()
+    for name in [*_COMMON, *flavors.preload(arguments[1]), *arguments[2:]]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     serve(control)
