@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -61,6 +62,16 @@ def repos(tmp_path: Path) -> Repos:
 def shared_cache() -> Path:
     """The cache that users have too: MNIST is fetched once per machine, not once per test."""
     return cache_directory()
+
+
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """No test leaves a variable to the next one; `mlflow.set_tracking_uri` sets one, for instance."""
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 class SmallDisk:
