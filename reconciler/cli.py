@@ -363,13 +363,13 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
     project: Annotated[
         list[str] | None,
-        typer.Option(help="An example: mnist-classic (the default), digits-pytorch, digits-keras; may be repeated."),
+        typer.Option(help="An example, such as digits-pytorch; may be repeated. Without it the two of MNIST."),
     ] = None,
 ) -> None:
     """Make a fresh GitOps repo with example projects, schemas and workflows."""
     from reconciler.scaffold import FIRST, init_repository
 
-    for path in init_repository(directory, customer=customer, force=force, projects=project or (FIRST,)):
+    for path in init_repository(directory, customer=customer, force=force, projects=project or FIRST):
         typer.echo(path)
 
 

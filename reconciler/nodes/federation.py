@@ -24,7 +24,8 @@ from reconciler.nodes.superlink import Access, SuperLink
 from reconciler.nodes.superlink_server import ALLOWED, REFUSED, SECRET
 from reconciler.runtimes.model import Runtime, ServiceSpec
 from reconciler.spec.loader import load_node
-from reconciler.spec.models import FederationConfig, NodeDeclaration
+from reconciler.spec.models import NodeDeclaration
+from reconciler.spec.operator import FederationConfig
 
 KIND = "superlink"
 

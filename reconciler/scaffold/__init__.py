@@ -15,8 +15,10 @@ from reconciler.spec.schemas import files as schema_files
 TEMPLATES = Path(__file__).parent / "templates"
 _CUSTOMER = "customerID: demo"
 _PROJECTS = "projects/"
-FIRST = "mnist-classic"
-"""The example that a fresh repo starts with: the one whose libraries install everywhere in seconds."""
+FIRST = ("mnist-classic", "mnist-hierarchical")
+"""The examples that a fresh repo starts with: those whose libraries install everywhere in seconds."""
+_STANDS_ON = {"mnist-hierarchical": "mnist-classic"}
+"""An example that has its ML repo from another one."""
 
 
 def examples() -> list[str]:
@@ -24,9 +26,7 @@ def examples() -> list[str]:
     return sorted(path.name for path in (TEMPLATES / _PROJECTS).iterdir() if (path / "sla.yaml").is_file())
 
 
-def init_repository(
-    directory: Path, *, customer: str = "demo", force: bool = False, projects: Sequence[str] = (FIRST,)
-) -> list[Path]:
+def init_repository(directory: Path, *, customer: str = "demo", force: bool = False, projects: Sequence[str] = FIRST) -> list[Path]:
     """Write the files of a fresh GitOps repo with these examples; their paths relative to it.
 
     Raises ControllerError for a full folder, a file, and an example that there is not.
@@ -37,7 +37,8 @@ def init_repository(
         raise ControllerError("FL9102", f"{directory} is a file.", cure="Choose another name.")
     if directory.exists() and any(item.name != ".git" for item in directory.iterdir()) and not force:
         raise ControllerError("FL9101", f"{directory} is not empty.", cure="Choose another folder, or say --force.")
-    wanted = tuple(f"{_PROJECTS}{name}/" for name in projects)
+    chosen = {*projects, *(_STANDS_ON[name] for name in projects if name in _STANDS_ON)}
+    wanted = tuple(f"{_PROJECTS}{name}/" for name in chosen)
     contents = {
         name: content for name, content in template_files().items() if not name.startswith(_PROJECTS) or name.startswith(wanted)
     }

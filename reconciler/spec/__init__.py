@@ -2,7 +2,8 @@
 
 from reconciler.spec.build_plan import BuildPlan, default_plan, effective_plan, plan_digest, plans_key
 from reconciler.spec.loader import load_build_plan, load_mock_data, load_operator_config, load_sla
-from reconciler.spec.models import EvaluationGate, ImagesConfig, MockData, OperatorConfig, ProjectSLA
+from reconciler.spec.models import EvaluationGate, MockData, ProjectSLA
+from reconciler.spec.operator import ImagesConfig, OperatorConfig
 from reconciler.spec.plans import project_plans
 from reconciler.spec.subsets import deployment_spec, training_spec
 

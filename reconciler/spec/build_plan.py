@@ -17,7 +17,8 @@ from pydantic import AfterValidator, ConfigDict, Field
 from reconciler.digests import digest_of
 from reconciler.errors import SpecError, Where
 from reconciler.spec import rules
-from reconciler.spec.models import Duration, ImagesConfig, Platform, _Model
+from reconciler.spec.base import Duration, Platform, Strict
+from reconciler.spec.operator import ImagesConfig
 
 KINDS: Final = ("learner", "aggregator", "inference")
 DEFAULT_BASE: Final = "default"
@@ -79,7 +80,7 @@ def _environment(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
-class HealthCheck(_Model):
+class HealthCheck(Strict):
     """How a container is known to be healthy."""
 
     command: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, max_length=50, description="Run inside; 0 is healthy.")
@@ -89,7 +90,7 @@ class HealthCheck(_Model):
     retries: int = Field(3, ge=1, le=100, description="Failures in a row that make it unhealthy.")
 
 
-class BuildPlan(_Model):
+class BuildPlan(Strict):
     """How one kind of image is made."""
 
     model_config = ConfigDict(title="Build plan")

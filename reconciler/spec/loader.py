@@ -13,8 +13,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from reconciler.errors import SpecError, SpecErrors, Where
+from reconciler.spec.base import NAME
 from reconciler.spec.build_plan import BuildPlan, wrong_kind
-from reconciler.spec.models import NAME, MockData, NodeDeclaration, OperatorConfig, ProjectSLA
+from reconciler.spec.models import MockData, NodeDeclaration, ProjectSLA
+from reconciler.spec.operator import OperatorConfig
 from reconciler.spec.yaml_reader import MAX_ERRORS, Document, Path, read, shown
 
 _TYPES = {

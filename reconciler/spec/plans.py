@@ -8,7 +8,7 @@ from functools import lru_cache
 from reconciler.errors import SpecError, SpecErrors
 from reconciler.spec.build_plan import KINDS, BuildPlan, effective_plan
 from reconciler.spec.loader import load_build_plan
-from reconciler.spec.models import ImagesConfig
+from reconciler.spec.operator import ImagesConfig
 
 SUFFIXES = ("yaml", "yml", "json")
 PLANS = "build_plans"

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from reconciler.spec.base import Strict
 
 Pattern = Annotated[str, Field(min_length=1, max_length=300)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, str_max_length=4096)
-
-
-class Limits(_Model):
+class Limits(Strict):
     """The most that one project, or all projects of a customer together, may ask for."""
 
     memory_mb: int | None = Field(None, ge=0, description="Memory of all learners together, in MB.")
@@ -27,7 +25,7 @@ class Limits(_Model):
     projects: int | None = Field(None, ge=0, description="Projects of a customer; for a single project it means nothing.")
 
 
-class Policy(_Model):
+class Policy(Strict):
     """What tenants may do; checked at every look, whatever made the project what it is."""
 
     ml_repo_urls: list[Pattern] | None = Field(

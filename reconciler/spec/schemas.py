@@ -10,7 +10,8 @@ import orjson
 from pydantic import BaseModel
 
 from reconciler.spec.build_plan import BuildPlan
-from reconciler.spec.models import MockData, NodeDeclaration, OperatorConfig, ProjectSLA
+from reconciler.spec.models import MockData, NodeDeclaration, ProjectSLA
+from reconciler.spec.operator import OperatorConfig
 
 MODELS: dict[str, type[BaseModel]] = {
     "sla": ProjectSLA,

@@ -12,10 +12,11 @@ from pathlib import Path
 import orjson
 
 from reconciler.errors import FlopsError, SpecError, SpecErrors, Where
+from reconciler.spec.base import NAME
 from reconciler.spec.build_plan import KINDS
 from reconciler.spec.dependencies import circles, missing
 from reconciler.spec.loader import load_build_plan, load_document, load_mock_data, load_node, load_operator_config
-from reconciler.spec.models import NAME, ProjectSLA
+from reconciler.spec.models import ProjectSLA
 from reconciler.spec.yaml_reader import MAX_BYTES, Document, read
 
 SLA_NAMES = ("sla.yaml", "sla.yml", "sla.json")

@@ -18,7 +18,7 @@ from reconciler.federation.runtime_version import TRAINING_VERSION
 from reconciler.federation.training import ClusterShare, RoundResult, TrainingEvent, TrainingJob, TrainingResult, run_training
 from reconciler.images.bytecode import VARIABLE as BYTECODE
 from reconciler.nodes.fab import LearnerSpec
-from reconciler.spec.models import TrainingConfiguration
+from reconciler.spec.training import TrainingConfiguration
 from reconciler.stages import build, resolve
 from reconciler.stages.model import Outcome, Work
 from reconciler.stages.package import write_extras

@@ -10,7 +10,7 @@ from reconciler.errors import ControllerError, TrainingError
 from reconciler.looking import ProjectView
 from reconciler.plan import Stage
 from reconciler.spec import OperatorConfig
-from reconciler.spec.models import BudgetConfig
+from reconciler.spec.operator import BudgetConfig
 from tests.conftest import Repos, commit, git
 from tests.controller.looping import DEPLOY, Looping
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from reconciler.errors import DataError
 from reconciler.federation.data import DataCatalog, arrow_files
 from reconciler.federation.data.partitioners import deal, dirichlet, iid, label_values, shards
-from reconciler.spec.models import Partitioner
+from reconciler.spec.training import Partitioner
 
 LABELS = np.random.default_rng(0).integers(0, 10, 2000)
 

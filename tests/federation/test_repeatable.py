@@ -12,7 +12,7 @@ import pytest
 
 from reconciler.federation.data import DataCatalog
 from reconciler.federation.training import ClusterShare, TrainingJob
-from reconciler.spec.models import Partitioner
+from reconciler.spec.training import Partitioner
 from tests.federation.test_training import same
 
 

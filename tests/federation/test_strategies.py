@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from reconciler.spec.models import STRATEGIES
+from reconciler.spec.training import STRATEGIES
 from tests.federation.test_runtime_parts import inside
 
 ARGUMENTS: dict[str, dict[str, float]] = {

@@ -55,7 +55,7 @@ def test_examples_are_chosen_by_name(tmp_path: Path) -> None:
     init_repository(tmp_path / "fresh", projects=["digits-keras", "digits-pytorch"])
     assert sorted(path.name for path in (tmp_path / "fresh" / "projects").iterdir()) == ["digits-keras", "digits-pytorch"]
     errors, checked = validate_paths([], root=tmp_path / "fresh")
-    assert (errors, checked) == ([], 5)
+    assert (errors, checked) == ([], 8)
 
 
 def test_every_example_is_valid_and_ours(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from reconciler.errors import SpecErrors
 from reconciler.spec import load_sla, training_spec
-from reconciler.spec.models import TrainingConfiguration
+from reconciler.spec.training import TrainingConfiguration
 
 GOOD = "customerID: me\nml_repo_url: ./projects/a/ml_repo\nml_model_flavor: sklearn\n"
 OLD_KEYS = [

@@ -16,7 +16,7 @@ from reconciler.errors import DataError
 from reconciler.federation.data import arrow_files, digits, mnist, partitioners, user_files
 from reconciler.federation.data.cached import locked, making
 from reconciler.spec import MockData
-from reconciler.spec.models import Partitioner
+from reconciler.spec.training import Partitioner
 
 DATASETS = {"mnist": mnist.SHA256, "digits": digits.SHA256}
 """What can be mocked, by the checksums of its contents."""

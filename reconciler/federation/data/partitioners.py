@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from reconciler.errors import DataError
-from reconciler.spec.models import Partitioner
+from reconciler.spec.training import Partitioner
 
 Rows = npt.NDArray[np.int64]
 LABELS = ("label", "labels", "y", "target", "class")
