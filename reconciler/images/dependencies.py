@@ -27,6 +27,7 @@ import uv
 from packaging.utils import canonicalize_name
 
 from reconciler.environments.model import Lock
+from reconciler.environments.torch_builds import installing
 from reconciler.errors import ImageError
 from reconciler.images.layout import disk_error
 from reconciler.images.model import Platform
@@ -171,6 +172,7 @@ def _uv(packages: Sequence[Package], target: Target, work: Path, into: Path, *, 
         uv.find_uv_bin(), "pip", "install", "--quiet", "--requirements", "-", "--target", str(into), "--no-deps",
         "--require-hashes", "--only-binary", ":all:", "--no-compile-bytecode", "--python-platform", target.tag,
         "--python-version", target.python, "--python", sys.executable, *(["--dry-run"] if dry else []),
+        *installing("\n".join(f"{package.name}=={package.version}" for package in packages)),
     ]  # fmt: skip
     environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "NO_COLOR": "1", "UV_NO_PROGRESS": "1", "TMPDIR": str(work)}
     for name in ("VIRTUAL_ENV", "PYTHONPATH", "UV_TARGET", "UV_PREFIX"):
