@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup check test demo bench soak sync lock clean
+.PHONY: help setup check test demo bench bench-engine soak sync lock clean
 
 help:
 	@echo "make setup   install the locked dependencies into $(VENV)"
@@ -53,6 +53,11 @@ demo: setup
 bench: setup
 	$(BIN)/python -m bench.base_case
 	$(BIN)/python -m bench.controller
+	$(BIN)/python -m bench.federation
+	$(BIN)/python -m bench.images
+
+bench-engine: setup
+	eval "$$(ci/engine.sh start)" && $(BIN)/python -m bench.buildkit && $(BIN)/python -m bench.containers; ci/engine.sh stop
 
 soak: setup
 	FLOPS_SOAK=1 $(BIN)/python -m pytest tests/spec tests/plan tests/controller/test_state_machine.py tests/federation/test_soak.py
