@@ -17,6 +17,7 @@ from reconciler.environments import EnvironmentStore
 from reconciler.errors import FlopsError
 from reconciler.execution import Ending, Execution, StageReport
 from reconciler.federation.data import DataCatalog
+from reconciler.images.reference import repository_name
 from reconciler.images.store import ImageStore, image_name
 from reconciler.journal import Journal
 from reconciler.looking import ProjectView
@@ -45,6 +46,8 @@ class World:
     doubles: int = 0
     """Trainings that were begun although their run was recorded: must stay 0."""
     actions: int = 0
+    refuses: str = ""
+    """Why nothing can be deleted, if so."""
     generation: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -106,6 +109,15 @@ class World:
                 replace(item, aliases=(DEVELOPMENT,) if item.digest == digest else ()) if item.project == project else item
                 for item in known
             ]
+            self.generation += 1
+
+    def delete(self, customer: str, project: str) -> None:
+        """Models and images of a project; a run that another project's model came of stays."""
+        with self.lock:
+            known = self.models.get(customer, [])
+            self.models[customer] = [item for item in known if item.project != project]
+            self.runs = {key: run for key, run in self.runs.items() if key[:2] != (customer, project)}
+            self.images = {name for name in self.images if not name.startswith(f"{repository_name(customer, project)}:")}
             self.generation += 1
 
 
@@ -180,6 +192,11 @@ class NullExecutor:
         self._world.actions += 1
         if view.plan.change is Change.PRUNE:
             self._world.remove(f"inference-{view.name}")
+            return Execution(Ending.DONE, view.plan.reason)
+        if view.plan.change is Change.DELETE:
+            if self._world.refuses:
+                return Execution(Ending.TRANSIENT, self._world.refuses)
+            self._world.delete(view.customer, view.name)
             return Execution(Ending.DONE, view.plan.reason)
         reports: list[StageReport] = []
         for action in view.plan.actions:
