@@ -111,14 +111,16 @@ class World:
             ]
             self.generation += 1
 
-    def delete(self, customer: str, project: str) -> None:
+    def delete_project(self, customer: str, project: str) -> int:
         """Models and images of a project; a run that another project's model came of stays."""
         with self.lock:
             known = self.models.get(customer, [])
             self.models[customer] = [item for item in known if item.project != project]
+            before = len(known) + len(self.runs)
             self.runs = {key: run for key, run in self.runs.items() if key[:2] != (customer, project)}
             self.images = {name for name in self.images if not name.startswith(f"{repository_name(customer, project)}:")}
             self.generation += 1
+            return before - len(self.models[customer]) - len(self.runs)
 
 
 class NullImages(ImageStore):
@@ -196,7 +198,7 @@ class NullExecutor:
         if view.plan.change is Change.DELETE:
             if self._world.refuses:
                 return Execution(Ending.TRANSIENT, self._world.refuses)
-            self._world.delete(view.customer, view.name)
+            self._world.delete_project(view.customer, view.name)
             return Execution(Ending.DONE, view.plan.reason)
         reports: list[StageReport] = []
         for action in view.plan.actions:

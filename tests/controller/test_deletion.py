@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.events import Observer
+from reconciler.execution import Ending
+from reconciler.images.registry import Registry
+from reconciler.images.store import ImageStore, image_name
+from reconciler.plan import Change
+from reconciler.running import StagesExecutor
 from tests.conftest import Repos, git
 from tests.controller.looping import DEPLOY, Looping
+from tests.images.imagekit import PATIENT, make_image
 
 DELETE = f"{DEPLOY}deletion_policy: delete\n"
 
@@ -126,6 +133,37 @@ def test_a_project_that_comes_back_in_time_is_kept(loop: Looping) -> None:
     loop.settle()
     assert len(loop.world.trained) == 2
     assert loop.says("a", "Synced")[:2] == ("True", "Converged")
+
+
+def test_the_executor_deletes_images_and_models_and_says_what_it_could_not(loop: Looping, tmp_path: Path) -> None:
+    """The one of `flops serve`, with an image store on disk; a registry that refuses leaves the models for the next time."""
+    loop.edit(loop.project("a", more=DELETE) | loop.project("b", rounds=2))
+    loop.settle()
+    loop.world.refuses = "not now"
+    loop.remove("a")
+    loop.settle()
+    view = loop.controller.look().projects["a"]
+    assert view.plan.change is Change.DELETE
+    store = ImageStore(tmp_path / "store", tmp_path / "cache")
+    make_image(store.layout, image_name("demo", "a", "0" * 64), content=b"a")
+    make_image(store.layout, image_name("demo", "b", "0" * 64), content=b"b")
+    loop.engine.images = store
+    execute = StagesExecutor(loop.engine, Observer(loop.engine.journal))
+    refusing = ImageStore(tmp_path / "store", tmp_path / "cache", registry="127.0.0.1:1/team", connect=_hasty)
+    loop.engine.images = refusing
+    assert execute(view, lambda: False).ending is Ending.TRANSIENT
+    assert len(store.layout.tags()) == 2
+    assert execute(view, lambda: True).ending is Ending.CANCELLED
+    loop.engine.images = store
+    done = execute(view, lambda: False)
+    assert (done.ending, done.message) == (Ending.DONE, "deleted 1 images and 2 versions and runs")
+    assert list(store.layout.tags()) == [image_name("demo", "b", "0" * 64)]
+    assert {item.project for item in loop.world.models["demo"]} == {"b"}
+    assert execute(view, lambda: False).message == "deleted 0 images and 0 versions and runs"
+
+
+def _hasty(host: str) -> Registry:
+    return Registry(host, patience=PATIENT)
 
 
 def test_a_remote_that_is_gone_deletes_nothing(loop: Looping, tmp_path: Path) -> None:
