@@ -68,7 +68,6 @@ class View:
     commit: str
     projects: Mapping[str, ProjectView]
     changed: frozenset[str]
-    services: int = 0
     unreachable: Mapping[str, FlopsError] = field(default_factory=dict)
     waiting: int = 0
     """Projects that wait for something outside to be known, such as the revision of an ML repo."""
@@ -148,7 +147,7 @@ class Looker:
         changed = {name for name, item in views.items() if item is not before.get(name)} | (before.keys() - views.keys())
         self._views = views
         waiting = sum(1 for item in found if isinstance(item, Unresolved))
-        return View(self.commit, views, frozenset(changed), len(services), unreachable, waiting, len(found))
+        return View(self.commit, views, frozenset(changed), unreachable, waiting, len(found))
 
     def _ask(self, customers: set[str]) -> dict[str, FlopsError]:
         unreachable = {}
