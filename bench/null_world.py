@@ -17,6 +17,7 @@ from reconciler.environments import EnvironmentStore
 from reconciler.errors import FlopsError
 from reconciler.execution import Ending, Execution, StageReport
 from reconciler.federation.data import DataCatalog
+from reconciler.images.reference import repository_name
 from reconciler.images.store import ImageStore, image_name
 from reconciler.journal import Journal
 from reconciler.looking import ProjectView
@@ -45,6 +46,8 @@ class World:
     doubles: int = 0
     """Trainings that were begun although their run was recorded: must stay 0."""
     actions: int = 0
+    refuses: str = ""
+    """Why nothing can be deleted, if so."""
     generation: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -107,6 +110,17 @@ class World:
                 for item in known
             ]
             self.generation += 1
+
+    def delete_project(self, customer: str, project: str) -> int:
+        """Models and images of a project; a run that another project's model came of stays."""
+        with self.lock:
+            known = self.models.get(customer, [])
+            self.models[customer] = [item for item in known if item.project != project]
+            before = len(known) + len(self.runs)
+            self.runs = {key: run for key, run in self.runs.items() if key[:2] != (customer, project)}
+            self.images = {name for name in self.images if not name.startswith(f"{repository_name(customer, project)}:")}
+            self.generation += 1
+            return before - len(self.models[customer]) - len(self.runs)
 
 
 class NullImages(ImageStore):
@@ -180,6 +194,11 @@ class NullExecutor:
         self._world.actions += 1
         if view.plan.change is Change.PRUNE:
             self._world.remove(f"inference-{view.name}")
+            return Execution(Ending.DONE, view.plan.reason)
+        if view.plan.change is Change.DELETE:
+            if self._world.refuses:
+                return Execution(Ending.TRANSIENT, self._world.refuses)
+            self._world.delete_project(view.customer, view.name)
             return Execution(Ending.DONE, view.plan.reason)
         reports: list[StageReport] = []
         for action in view.plan.actions:

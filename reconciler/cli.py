@@ -346,6 +346,18 @@ def registry_serve(
 
 
 @app.command()
+def doctor(
+    output: Annotated[Output, typer.Option("-o", "--output")] = Output.TEXT,
+    repo: Repo = HERE,
+    state: State = None,
+) -> None:
+    """Check what the reconciler needs: Git, remote, disk, journal, tracking, engine, sandbox. Exit code 1 when something fails."""
+    from reconciler.commands.doctor import examine
+
+    raise typer.Exit(examine(repo, state, console, as_json=output is Output.JSON))
+
+
+@app.command()
 def stop(repo: Repo = HERE, state: State = None) -> None:
     """Stop every service of a state directory; models, runs and status stay."""
     from reconciler.engine import open_engine

@@ -33,7 +33,7 @@ from reconciler.plan import Change
 from reconciler.publishing import Publisher
 from reconciler.revisions import Revisions
 from reconciler.running import Convergence, Execute, Run, StagesExecutor
-from reconciler.turns import declares_nothing, waits_for, why_superseded, work_key
+from reconciler.turns import declares_nothing, nothing_declared, waits_for, why_superseded, work_key
 from reconciler.workqueue import WorkQueue
 
 MAX_TRIES = 6
@@ -57,7 +57,7 @@ class Controller:
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         parallel = engine.config.budget.max_parallel
-        self._engine, self._observer = engine, observer
+        self._engine, self._observer, self.repo = engine, observer, engine.repo
         self._execute = execute or StagesExecutor(engine, observer)
         self._pool = pool or ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="project")
         self._asking = pool or ThreadPoolExecutor(max_workers=4, thread_name_prefix="ml-repo")
@@ -261,22 +261,20 @@ class Controller:
                 self.queue.put(name, work_key(item))
             try:
                 self._note(name, item, view, finished.get(name))
-            except Exception as bug:  # a document that cannot be made is one project's, and is made anew
+            except Exception as bug:  # one project's document that cannot be made; it is made anew
                 self._observer.tell(name, "traceback", "".join(traceback.format_exception(bug)))
                 self.ledger.forget(name)
         if self._guarded(view):
-            error = ControllerError(
-                "FL9005",
-                "The tracked branch declares no project any more, but services are running.",
-                cure="If that is meant, set `allow_empty: true` in flops.yaml; otherwise revert the commit.",
-            )
+            error = nothing_declared()
             if not self._pace.serving:
                 raise error
             self._complain(error)
 
     def _supersede(self, name: str, item: ProjectView | None) -> None:
         run = self._runs.get(name)
-        if run is None or run.called_off.is_set() or run.view.plan.change is Change.PRUNE:
+        if run is None or run.called_off.is_set():
+            return
+        if run.view.plan.change is Change.PRUNE or (run.view.desired is None and (item is None or item.desired is None)):
             return
         if reason := why_superseded(item, run.key):
             run.called_off.set()
@@ -284,7 +282,7 @@ class Controller:
 
     def _note(self, name: str, item: ProjectView | None, view: View, finished: Finished | None) -> None:
         """The document of a project after a look."""
-        if item is None or item.plan.change is Change.PRUNE:
+        if item is None or (item.plan.change is Change.PRUNE and not item.observed.doomed):
             self.ledger.forget(name)
         elif name in self._runs:
             return  # it says that it is being worked on, and whether it is tried again
@@ -306,7 +304,7 @@ class Controller:
         guarded = self._guarded(view)
         for name in self.queue.due(now):
             item = view.projects.get(name)
-            if item is None or (guarded and item.plan.change is Change.PRUNE) or self._gave_up(item):
+            if item is None or (guarded and item.desired is None) or self._gave_up(item):
                 continue
             if others := waits_for(item, view, self._runs):
                 self.ledger.waits(item, others)

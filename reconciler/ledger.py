@@ -13,7 +13,7 @@ from reconciler import project_status
 from reconciler.conditions import Reason
 from reconciler.execution import Ending, Execution
 from reconciler.looking import ProjectView
-from reconciler.plan import ProjectPlan
+from reconciler.plan import Change, ProjectPlan
 from reconciler.statusdoc import Document, condition, same
 
 
@@ -53,6 +53,8 @@ class Ledger:
     def remember(self, done: Finished) -> None:
         """Write down what the next look has to know of finished work; its document follows after that look."""
         desired, name = done.view.desired, done.view.name
+        if done.plan.change is Change.DELETE and done.execution.ending is Ending.DONE:
+            self.forget(name)  # until here it was the inventory
         if desired is not None and name in self.documents:
             before = self.documents[name]
             self.documents[name] = project_status.facts(before, desired.serving_digest, desired.training, done.execution)

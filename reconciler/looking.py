@@ -16,9 +16,11 @@ from reconciler.images.store import image_name
 from reconciler.observe import (
     Registries,
     Versions,
+    is_doomed,
     needs_run,
     observe_project,
     observe_services,
+    observe_undeclared,
     observe_without_registry,
 )
 from reconciler.plan import BUILD_STEP, Change, DesiredProject, ObservedProject, Plan, ProjectPlan, plan, plan_project
@@ -66,10 +68,11 @@ class View:
     commit: str
     projects: Mapping[str, ProjectView]
     changed: frozenset[str]
-    services: int = 0
     unreachable: Mapping[str, FlopsError] = field(default_factory=dict)
     waiting: int = 0
     """Projects that wait for something outside to be known, such as the revision of an ML repo."""
+    declared: int = 0
+    """Projects that the commit has, valid or not."""
 
     @property
     def desired(self) -> Sequence[DesiredProject]:
@@ -127,20 +130,24 @@ class Looker:
             # A branch that is gone is no commit that removes every project: what was declared last is still wanted.
             complain(error)
         found = self._desired.of(engine.repo.read_snapshot(self.commit), documents)
-        unreachable = self._ask({_customer(item) for item in found} - {""})
+        self._declared = frozenset(_name(item) for item in found)
+        doomed = {
+            name: str(documents[name]["customer"]) for name in documents.keys() - self._declared if is_doomed(documents[name])
+        }
+        unreachable = self._ask({*(_customer(item) for item in found), *doomed.values()} - {""})
         services = observe_services(engine.runtime, engine.config.instance)
         self._images = engine.images.names()
         before, views = self._views, {}
-        self._declared = frozenset(_name(item) for item in found)
         for item in found:
             name = _name(item)
             views[name] = self._safely(name, item, documents.get(name, NOTHING), services.get(name), unreachable)
-        for name in sorted(services.keys() - views.keys()):
-            views[name] = self._undeclared(name, documents.get(name, NOTHING), services[name])
+        for name in sorted((services.keys() | doomed.keys()) - views.keys()):
+            unasked = unreachable.get(doomed.get(name, ""))
+            views[name] = self._undeclared(name, documents.get(name, NOTHING), services.get(name), unasked)
         changed = {name for name, item in views.items() if item is not before.get(name)} | (before.keys() - views.keys())
         self._views = views
         waiting = sum(1 for item in found if isinstance(item, Unresolved))
-        return View(self.commit, views, frozenset(changed), len(services), unreachable, waiting)
+        return View(self.commit, views, frozenset(changed), unreachable, waiting, len(found))
 
     def _ask(self, customers: set[str]) -> dict[str, FlopsError]:
         unreachable = {}
@@ -234,13 +241,23 @@ class Looker:
         planned = plan_project(desired, observed) if desired is not None else ProjectPlan(name, Change.UNKNOWN, str(error))
         return ProjectView(name, desired, declared, observed, planned, document, service, unreachable=error)
 
-    def _undeclared(self, name: str, document: Document, service: Service) -> ProjectView:
+    def _undeclared(self, name: str, document: Document, service: Service | None, error: FlopsError | None) -> ProjectView:
         before = self._views.get(name)
-        if before is not None and before.desired is None and before.unreachable is None and before.service == service:
+        if error is not None and service is None:
+            return self._unknown(name, None, None, document, service, error)
+        versions = self._registries.versions(str(document["customer"]), name) if is_doomed(document) else ()
+        if (
+            before is not None
+            and before.desired is None
+            and before.unreachable is None
+            and before.service == service
+            and before.document is document
+            and before.versions == versions
+        ):
             return before
-        observed = observe_without_registry(name, document, service)
+        observed = observe_undeclared(name, document, service)
         planned = plan([], [observed]).projects[0]
-        return ProjectView(name, None, None, observed, planned, document, service)
+        return ProjectView(name, None, None, observed, planned, document, service, versions)
 
 
 def _ungated(run: RunInfo | None) -> RunInfo | None:

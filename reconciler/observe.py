@@ -165,8 +165,18 @@ def observe_project(
 
 
 def observe_without_registry(name: str, document: Mapping[str, Any], service: Service | None, why: str = "") -> ObservedProject:
-    """A project whose registry did not answer, or that is not declared any more."""
+    """A project whose registry did not answer."""
     return ObservedProject(name, service=_service(service), recorded=_recorded(document), unknown=why)
+
+
+def observe_undeclared(name: str, document: Mapping[str, Any], service: Service | None) -> ObservedProject:
+    """A project that is not declared any more: its service and its document are the inventory."""
+    return ObservedProject(name, service=_service(service), doomed=is_doomed(document))
+
+
+def is_doomed(document: Mapping[str, Any]) -> bool:
+    """Whether the last SLA said that everything of the project goes with it."""
+    return document.get("deletion_policy") == "delete" and bool(document.get("customer"))
 
 
 def _recorded(document: Mapping[str, Any]) -> Mapping[str, str]:

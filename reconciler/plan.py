@@ -51,6 +51,7 @@ class Change(StrEnum):
     DEPLOY = "deploy"
     WITHDRAW = "withdraw"
     PRUNE = "prune"
+    DELETE = "delete"
     INVALID = "invalid"
     SUSPENDED = "suspended"
     STALLED = "stalled"
@@ -133,6 +134,8 @@ class ObservedProject:
     """Serving digests that ended in a terminal error, with the error: they wait for new content."""
     service: ObservedService | None = None
     recorded: Mapping[str, str] = field(default_factory=dict)
+    doomed: bool = False
+    """Not declared any more, and its SLA said `deletion_policy: delete`: models, runs and images go after the service."""
     unknown: str = ""
     """Why the project could not be observed. Nothing is done then: a registry that does not answer is not an empty one."""
 
@@ -200,7 +203,7 @@ def plan(desired: Sequence[DesiredProject], observed: Iterable[ObservedProject])
     seen = {project.name: project for project in observed}
     wanted = {project.name: project for project in desired}
     plans = [plan_project(project, seen.get(name) or ObservedProject(name)) for name, project in wanted.items()]
-    plans += [_prune(project) for name, project in seen.items() if name not in wanted and project.service]
+    plans += [_prune(project) for name, project in seen.items() if name not in wanted and (project.service or project.doomed)]
     return Plan(tuple(sorted(plans, key=lambda item: item.name)))
 
 
@@ -298,7 +301,11 @@ def _after_registration(desired: DesiredProject, observed: ObservedProject, reas
 
 
 def _prune(observed: ObservedProject) -> ProjectPlan:
-    gone = Action(Stage.DEPLOY, Verb.RUN, "the service is removed; models and runs are kept")
+    if observed.service is None:
+        reason = "the project is not declared any more; its models, runs and images are deleted, as its SLA said"
+        return ProjectPlan(observed.name, Change.DELETE, reason)
+    after = "models and runs follow" if observed.doomed else "models and runs are kept"
+    gone = Action(Stage.DEPLOY, Verb.RUN, f"the service is removed; {after}")
     return ProjectPlan(observed.name, Change.PRUNE, "the project is not declared any more", actions=(gone,))
 
 

@@ -127,6 +127,11 @@ def _base(view: ProjectView) -> Document:
     if project and not project.problems:
         document["digest"] = project.run_digest
         document["serving_digest"] = project.serving_digest
+    if view.declared is None and "deletion_policy" in previous:
+        document["deletion_policy"] = previous["deletion_policy"]
+    elif view.declared and view.declared.sla.deletion_policy == "delete":
+        # What is to be done when the SLA is gone has to be known then.
+        document["deletion_policy"] = "delete"
     if view.declared:
         document["ml_repo"] = dict(view.declared.ml_repo)
     if view.service:

@@ -36,6 +36,7 @@ class Publisher:
         self.error = ""
         self.commits = 0
         self.failures = 0
+        self.pushes = self.push_retries = 0
 
     def load(self) -> dict[str, Document]:
         """The documents as they stand on the branch."""
@@ -104,6 +105,8 @@ class Publisher:
         self._published = documents
         self._tip = self._status.tip()
         self.commits += 1 if result.commit else 0
+        self.pushes += 1 if result.pushed else 0
+        self.push_retries += max(0, result.attempts - 1)
         self._note(f"the status branch was not pushed: {result.error}" if result.error else "")
 
     def _note(self, error: str) -> None:

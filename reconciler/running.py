@@ -63,6 +63,8 @@ class StagesExecutor:
         tell("plan", f"{item.change}: {item.reason}")
         if item.change is Change.PRUNE:
             return self._prune(view)
+        if item.change is Change.DELETE:
+            return self._delete(view, cancelled)
         if view.declared is None:
             return Execution(Ending.STALLED, "the SLA is not valid")
         work = Work(view.declared, self._engine.tools(), tell, cancelled)
@@ -84,3 +86,30 @@ class StagesExecutor:
         self._engine.journal.finish(intent, "done", view.plan.reason, 0.0)
         self._observer.tell(view.name, "pruned", view.plan.reason)
         return Execution(Ending.DONE, view.plan.reason)
+
+    def _delete(self, view: ProjectView, cancelled: Callable[[], bool]) -> Execution:
+        """Images, models and runs of a project that is gone; what is gone already is no error, so that it can be done again."""
+        engine, said = self._engine, []
+        try:
+            intent = engine.journal.begin(view.name, "", "delete", "")
+        except FlopsError as refused:
+            return Execution(Ending.CANCELLED if cancelled() else Ending.TRANSIENT, str(refused), error=refused)
+        try:
+            for what, delete in (("images", engine.images.delete_project), ("versions and runs", self._delete_models)):
+                if cancelled():
+                    engine.journal.finish(intent, "cancelled", "", 0.0)
+                    return Execution(Ending.CANCELLED, f"cancelled before the {what}")
+                said.append(f"{delete(view.customer, view.name)} {what}")
+        except (FlopsError, OSError) as error:
+            self._observer.tell(view.name, "traceback", "".join(traceback.format_exception(error)))
+            engine.journal.finish(intent, "failed", str(error), 0.0)
+            # The document stays, so it is planned again, with more time in between each time.
+            return Execution(Ending.TRANSIENT, str(error), error=error if isinstance(error, FlopsError) else None)
+        message = f"deleted {' and '.join(said)}"
+        engine.journal.finish(intent, "done", message, 0.0)
+        self._observer.tell(view.name, "deleted", message)
+        return Execution(Ending.DONE, message)
+
+    def _delete_models(self, customer: str, project: str) -> int:
+        tracking = self._engine.tracking_if_any(customer)
+        return tracking.delete_project(customer, project) if tracking else 0

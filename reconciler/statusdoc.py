@@ -20,7 +20,7 @@ _VOLATILE = frozenset({"seconds", "commit", "latency_p50_ms", "latency_p95_ms", 
 _ANY = object
 _TEXTS = {str: str}
 _FORMS: dict[str, Any] = {
-    **dict.fromkeys(("name", "customer", "digest", "serving_digest", "commit", "change"), str),
+    **dict.fromkeys(("name", "customer", "digest", "serving_digest", "commit", "change", "deletion_policy"), str),
     **dict.fromkeys(("inputs", "ml_repo", "service"), _TEXTS),
     **{key: {str: _ANY} for key in ("lock", "dataset", "training", "verification", "gate", "error", "stalled")},
     "model": {str: _ANY, "holdout": {str: _ANY}, "metrics": {str: _ANY}, "name": str, "version": str, "digest": str},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 from reconciler.digests import digest_of
+from reconciler.errors import ControllerError
 from reconciler.looking import ProjectView, View
 from reconciler.plan import Change
 
@@ -19,6 +20,8 @@ def work_key(item: ProjectView) -> str:
 
 def waits_for(item: ProjectView, view: View, running: Container[str]) -> str:
     """The projects that have to come first and are not there yet, for people."""
+    if item.plan.change is Change.DELETE:
+        return ", ".join(sorted(_users(item, view)))
     depends = item.desired.depends_on if item.desired else ()
     return ", ".join(name for name in depends if name in running or not is_there(view.projects.get(name)))
 
@@ -46,5 +49,27 @@ def why_superseded(item: ProjectView | None, key: str) -> str:
 
 
 def declares_nothing(view: View) -> bool:
-    """Whether services run and nothing is declared any more: more likely a mistake than a wish."""
-    return view.services > 0 and all(item.plan.change is Change.PRUNE for item in view.projects.values())
+    """Whether nothing is declared any more while there is something to remove: more likely a mistake than a wish."""
+    return bool(view.projects) and view.declared == 0
+
+
+def nothing_declared() -> ControllerError:
+    """What is said then, while nothing is removed."""
+    return ControllerError(
+        "FL9005",
+        "The tracked branch declares no project any more, but there are services, or models to be deleted.",
+        cure="If that is meant, set `allow_empty: true` in flops.yaml; otherwise revert the commit.",
+    )
+
+
+def _users(item: ProjectView, view: View) -> set[str]:
+    """The declared projects whose model is one of those to be deleted: new names of the same content. One of which it is not
+    known yet what it declares might be such a one."""
+    digests = {version.digest for version in item.versions}
+    return {
+        other.name
+        for other in view.projects.values()
+        if other.name != item.name
+        and other.customer in (item.customer, "")
+        and (other.desired.run_digest in digests if other.desired and not other.desired.problems else other.unreachable)
+    }

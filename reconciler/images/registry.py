@@ -76,6 +76,11 @@ class Registry:
             raise errors.differs(str(image), expected, found)
         return "OCI-Subject" in answer.headers
 
+    def delete(self, repository: str, digest: str) -> None:
+        """Delete a manifest and every tag on it; one that is gone is no error. Raises ImageError where deleting is not allowed."""
+        path = f"/v2/{repository}/manifests/{checked_digest(digest)}"
+        self._session.ask("DELETE", path, f"repository:{repository}:delete", missing_ok=True)
+
     def tags(self, repository: str) -> list[str]:
         """All tags, sorted; none when the repository does not exist."""
         found: list[str] = []

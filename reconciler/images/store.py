@@ -16,13 +16,14 @@ from pathlib import Path
 from reconciler.errors import ImageError
 from reconciler.images.assemble import BuiltImage, ImageRequest, build_image
 from reconciler.images.bases import Connect
+from reconciler.images.collect import pins
 from reconciler.images.config import rfc3339
 from reconciler.images.dependencies import Tell
 from reconciler.images.layout import Layout
 from reconciler.images.model import Descriptor
 from reconciler.images.publish import publish
 from reconciler.images.records import Records
-from reconciler.images.reference import Reference, repository_name
+from reconciler.images.reference import Reference, repository_name, split_name
 from reconciler.images.registry import Registry
 from reconciler.images.sbom import Materials
 from reconciler.images.signing import Signer
@@ -181,6 +182,27 @@ class ImageStore:
         return ProjectImage(
             name, self._shown(name), built.index.digest, tuple(sorted(built.manifests)), built.made, seconds, reused=False
         )
+
+    def delete_project(self, customer: str, project: str) -> int:
+        """Delete a project's images, at the registry first; how many there were. Pinned ones stay. Raises ImageError.
+
+        Layers that nothing else has go with the next collection.
+        """
+        repository = repository_name(customer, project)
+        pinned = pins(self.layout)
+        tags = {name: image.digest for name, image in self.layout.tags().items() if split_name(name)[0] == repository}
+        gone = {name: digest for name, digest in tags.items() if name not in pinned and digest not in pinned}
+        if self._registry and gone:
+            target = self.reference(next(iter(gone)))
+            with self._connect(target.host) as registry:
+                for digest in sorted(set(gone.values())):
+                    attached = [item.digest for item in self.layout.referrers(digest)]
+                    for one in (*attached, digest):
+                        registry.delete(target.repository, one)
+        for name in gone:
+            self.layout.untag(name)
+            self._checked.pop(name, None)
+        return len(gone)
 
     def _shown(self, name: str) -> str:
         return str(self.reference(name)) if self._registry else ""

@@ -45,6 +45,8 @@ class GitRepo:
         self.has_remote = url.code == 0
         self.remote_url = url.out.decode(errors="replace").strip() if self.has_remote else ""
         self.protocols = command.protocols(self.remote_url)
+        self.fetches = self.failed_fetches = 0
+        """Requests to the remote, and how many of them failed; for metrics."""
 
     def fetch(self) -> None:
         """Fetch the remote's branches; without a remote this does nothing.
@@ -53,6 +55,8 @@ class GitRepo:
         """
         if not self.has_remote:
             return
+        self.fetches += 1
+        self.failed_fetches += 1  # until it has succeeded: a fetch that takes too long raises
         done = command.attempt(
             self.path, "fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--prune", "--no-write-fetch-head", "--atomic",
             "--no-auto-maintenance", "--end-of-options", REMOTE, f"+refs/heads/*:refs/remotes/{REMOTE}/*", env=self.protocols,
@@ -60,6 +64,7 @@ class GitRepo:
         if done.code:
             cure = command.CREDENTIALS_CURE if _DENIED.search(done.reason) else "It is tried again; nothing is lost."
             raise SourceError("FL2006", f"The remote cannot be fetched: {done.reason}.", cure=cure, transient=True)
+        self.failed_fetches -= 1
 
     def resolve(self, revision: str) -> str:
         """The commit of a revision, as its full hash."""

@@ -94,7 +94,9 @@ class ProjectSLA(Strict):
     depends_on: list[ProjectName] = Field(default_factory=list, max_length=100, description="Projects that come first.")
     suspend: bool = Field(False, description="Do nothing for this project.")
     on_change: Literal["supersede", "finish"] = Field("supersede", description="What a newer SLA does to running work.")
-    deletion_policy: Literal["keep", "delete"] = Field("keep", description="What happens to models when the SLA goes.")
+    deletion_policy: Literal["keep", "delete"] = Field(
+        "keep", description="Whether models, runs and images stay when the SLA goes."
+    )
     rerun: str | int | None = Field(None, description="Change it to train again with the same content.")
 
     @field_validator("post_training_steps")

@@ -130,6 +130,34 @@ class Tracking:
         with self._writing() as client:
             client.delete_registered_model_alias(name, alias)
 
+    def delete_project(self, customer: str, project: str) -> int:
+        """Delete a project's versions, and its runs with their models' files; how many versions and runs there were.
+
+        A run that a version of another project came of stays, as that version's files are the run's. What is gone already is no
+        error. Runs go to MLflow's bin, from which `mlflow gc` takes them.
+        """
+        known = self.versions(customer)
+        mine = [item for item in known if item.project == project]
+        used = {item.run_id for item in known if item.project != project}
+        experiment = self._experiment(customer, project)
+        with self._writing() as client:
+            from reconciler.tracking import recording
+
+            runs: set[str] = set()
+            recorded = self._search_runs(experiment, "") if experiment else []
+            wave = ({item.run_id for item in mine} | {str(row["info"]["run_id"]) for row in recorded}) - used
+            while wave:
+                for run in sorted(wave):
+                    recording.erase(client, self.uri, run)
+                runs |= wave
+                wave = (
+                    {str(row["info"]["run_id"]) for row in self._search_runs(experiment, "")} - used - runs if experiment else set()
+                )
+            # The versions come last: they say which runs are the project's.
+            for name in sorted({item.name for item in mine}):
+                client.delete_registered_model(name)
+        return len(mine) + len(runs)
+
     def download(self, version: ModelVersion, destination: Path) -> Path:
         """Put a version's model directory to `destination`, which appears complete and as recorded, or not at all.
 

@@ -52,6 +52,23 @@ def discard(client: MlflowClient, experiment_id: str, run_id: str) -> None:
     client.delete_run(run_id)
 
 
+def erase(client: MlflowClient, uri: str, run_id: str) -> None:
+    """Delete a run and the files of the models that it recorded; nothing when it is gone already."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return
+    for model in client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'"):
+        get_artifact_repository(model.artifact_location, tracking_uri=uri).delete_artifacts()
+        client.delete_logged_model(model.model_id)
+    if run.info.lifecycle_stage != "deleted":
+        client.delete_run(run_id)
+
+
 def write(client: MlflowClient, experiment_id: str, record: RunRecord, content: str) -> str:
     """A new run with parameters, metrics by round, SLA, timings and model; the mark of a recorded run comes last."""
     tags = {

@@ -63,6 +63,13 @@ class _Loop(Collector):
         yield GaugeMetricFamily("flops_look_duration_seconds", "Time that the last look took.", value=controller.look_seconds)
         yield GaugeMetricFamily("flops_last_look_age_seconds", "Time since the last look.", value=now - controller.looked_at)
         yield CounterMetricFamily("flops_status_commits", "Commits of the status branch.", value=self._publisher.commits)
+        yield CounterMetricFamily("flops_status_pushes", "Pushes of the status branch.", value=self._publisher.pushes)
+        yield CounterMetricFamily("flops_status_push_retries", "Pushes tried again.", value=self._publisher.push_retries)
+        git = CounterMetricFamily("flops_git_fetches", "Fetches from the GitOps repo's remote by result.", labels=["result"])
+        failed = controller.repo.failed_fetches
+        git.add_metric(["done"], max(0, controller.repo.fetches - failed))
+        git.add_metric(["failed"], failed)
+        yield git
         yield CounterMetricFamily("flops_status_failures", "Status that could not be pushed.", value=self._publisher.failures)
         info = GaugeMetricFamily(
             "flops_project_info", "1 for each project.", labels=["project", "customer", "synced", "ready", "reason"]

@@ -10,6 +10,7 @@ import pytest
 
 from reconciler.errors import ImageError
 from reconciler.images.bases import BaseImage, resolve_base
+from reconciler.images.collect import set_pin
 from reconciler.images.layout import Layout
 from reconciler.images.model import CONFIG, INDEX, LAYER_TAR, MANIFEST, Descriptor, Platform
 from reconciler.images.publish import publish
@@ -19,7 +20,8 @@ from reconciler.images.reference import Reference, repository_name
 from reconciler.images.registry import Registry
 from reconciler.images.sbom import CYCLONEDX, Materials
 from reconciler.images.signing import SIGNATURE, Signer, verify
-from tests.engine import BASE, RunningRegistry
+from reconciler.images.store import ImageStore
+from tests.engine import BASE, RunningRegistry, StartRegistry
 from tests.images.imagekit import PATIENT, layout_at, make_image, tar_of
 from tests.images.test_signing import plain_key
 
@@ -88,6 +90,43 @@ def test_names_of_customers_become_repositories() -> None:
     assert one != other
     for parts in (("Größe", "ü"), ("..", "a"), ("a/b", "C"), ("x" * 200, "y")):
         Reference.parse(f"registry.example.invalid/{repository_name(*parts)}:1")
+
+
+def test_a_project_that_is_deleted_has_no_image_here_or_there_and_others_keep_theirs(
+    tmp_path: Path, registry: RunningRegistry
+) -> None:
+    store = ImageStore(tmp_path / "store", tmp_path / "cache", registry=f"{registry.host}/models", connect=patient)
+    mine, other = (f"{repository_name('acme', project)}:{'0' * 32}" for project in ("digits", "digits-two"))
+    for name in (mine, other):
+        index = make_image(store.layout, name, content=name.encode())
+        publish(store.layout, index, name, MATERIALS, registry=f"{registry.host}/models", bases=[], connect=patient)
+    pinned = f"{repository_name('acme', 'digits')}:{'1' * 32}"
+    make_image(store.layout, pinned, content=b"pinned")
+    set_pin(store.layout, pinned, pinned=True)
+    assert store.delete_project("acme", "digits") == 1
+    assert set(store.layout.tags()) == {other, pinned}
+    with patient(registry.host) as client:
+        assert client.digest_of(store.reference(mine)) is None
+        assert client.digest_of(store.reference(other)) is not None
+    assert store.delete_project("acme", "digits") == 0
+
+
+def test_a_registry_that_allows_no_deletion_is_said_and_the_image_stays_in_the_inventory(
+    tmp_path: Path, start_registry: StartRegistry
+) -> None:
+    registry = start_registry("strict", extra="")
+    registry.stop()
+    config = registry.root / "config.yml"
+    config.write_text(config.read_text().replace("delete: {enabled: true}", "delete: {enabled: false}"))
+    registry.start()
+    store = ImageStore(tmp_path / "store", tmp_path / "cache", registry=f"{registry.host}/models", connect=patient)
+    name = f"{repository_name('acme', 'digits')}:{'0' * 32}"
+    index = make_image(store.layout, name, content=b"1")
+    publish(store.layout, index, name, MATERIALS, registry=f"{registry.host}/models", bases=[], connect=patient)
+    with pytest.raises(ImageError) as raised:
+        store.delete_project("acme", "digits")
+    assert raised.value.code == "FL6149"
+    assert set(store.layout.tags()) == {name}
 
 
 def on_top(layout: Layout, bases: dict[str, BaseImage], code: bytes) -> Descriptor:

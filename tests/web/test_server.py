@@ -42,6 +42,26 @@ def test_metrics_show_the_loop_and_its_projects(repos: Repos) -> None:
     assert 'flops_reconcile_duration_seconds_count{result="done"} 1.0' in shown
 
 
+def test_metrics_count_fetches_and_pushes_by_what_came_of_them(repos: Repos) -> None:
+    site = Site(repos)
+    before = _values(site)
+    assert before["flops_status_pushes_total"] >= 1
+    assert before['flops_git_fetches_total{result="failed"}'] == 0
+    away = repos.origin.with_name("away.git")
+    repos.origin.rename(away)
+    site.loop.settle()
+    away.rename(repos.origin)
+    after = _values(site)
+    assert after['flops_git_fetches_total{result="failed"}'] > 0
+    assert after['flops_git_fetches_total{result="done"}'] == before['flops_git_fetches_total{result="done"}']
+    assert after["flops_status_push_retries_total"] == 0
+
+
+def _values(site: Site) -> dict[str, float]:
+    lines = site.client.get("/metrics").text.splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+
 def test_metrics_ask_for_the_token_where_there_is_one(repos: Repos) -> None:
     site = Site(repos, token="a-long-token")
     assert site.client.get("/metrics").status_code == 401
