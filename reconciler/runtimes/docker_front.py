@@ -124,6 +124,8 @@ class Front:
         self._memory_mb = memory_mb
         self._over = asyncio.Event()
         self._stopping = False
+        self.left = False
+        """True when the container outlives this front."""
         self._status = 0
         self._open: set[asyncio.Task[None]] = set()
         self._unanswered = 0
@@ -149,7 +151,12 @@ class Front:
             line = (await control.readline()).strip()
             if line == b"accept":
                 listener = await asyncio.start_server(self._pass, sock=shared, backlog=1024)
-            elif line in (b"drain", b""):
+            elif not line:
+                # The supervisor is gone, not the service: the container stays for the front of the next one.
+                self.left = True
+                self._over.set()
+                return
+            elif line == b"drain":
                 if listener is not None:
                     listener.close()
                 self._stopping = True
@@ -267,6 +274,8 @@ def main() -> int:
         front = Front(container, _address(container, claim, order), order["memory_mb"])
         shared, private = socket.socket(fileno=options.fd), socket.socket(fileno=options.private_fd)
         status = asyncio.run(front.run(shared, private, options.control_fd))
+        if front.left:
+            os._exit(0)  # threads still wait for the container
         engine.remove(container)
         claim.forget()
     except FlopsError as error:
