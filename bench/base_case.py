@@ -27,7 +27,7 @@ from bench.workbench import Workbench, make
 from reconciler.controller import Controller
 from reconciler.engine import open_engine
 from reconciler.events import Observer
-from reconciler.federation.runtime_version import mlruntime_dir
+from reconciler.runtime_version import mlruntime_dir
 
 PROJECT = "mnist-classic"
 FLOPS_SECONDS = 769.0

@@ -23,9 +23,9 @@ import uv
 from bench.images import ML_REPO, SAVE, Bench
 from reconciler.engine import cache_directory
 from reconciler.environments import EnvironmentStore
-from reconciler.federation.runtime_version import mlruntime_dir
 from reconciler.images.interpreter import host_platform
 from reconciler.images.model import Platform
+from reconciler.runtime_version import mlruntime_dir
 
 BASE = "flops-bench-base"
 DOCKERFILE = """FROM {base}

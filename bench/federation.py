@@ -26,8 +26,8 @@ from rich.table import Table
 
 from reconciler.engine import cache_directory
 from reconciler.federation.data import DataCatalog
-from reconciler.federation.runtime_version import mlruntime_dir
 from reconciler.federation.training import TrainingJob, TrainingResult, run_training
+from reconciler.runtime_version import mlruntime_dir
 from reconciler.spec import load_mock_data
 
 ROOT = Path(__file__).parents[1]

@@ -18,9 +18,9 @@ from reconciler import schedule
 from reconciler.digests import digest_of, flatten
 from reconciler.errors import FlopsError, SourceError, SpecError, SpecErrors, Where
 from reconciler.federation.data import DataCatalog
-from reconciler.federation.runtime_version import TRAINING_VERSION, mlruntime_digest
 from reconciler.plan import DesiredProject
 from reconciler.policy import Asked, violations
+from reconciler.runtime_version import TRAINING_VERSION, mlruntime_digest
 from reconciler.schedule import Schedules
 from reconciler.source import MLRepoRevision, MLRepos, ProjectFiles, Snapshot
 from reconciler.spec import (

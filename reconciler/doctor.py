@@ -22,10 +22,10 @@ import httpx
 
 from reconciler.environments.interpreters import interpreters
 from reconciler.errors import FlopsError, SpecErrors
-from reconciler.federation.runtime_version import mlruntime_dir
 from reconciler.images.reference import Reference
 from reconciler.images.registry import Registry
 from reconciler.lease import holder_is_dead
+from reconciler.runtime_version import mlruntime_dir
 from reconciler.runtimes.docker_engine import DockerEngine
 from reconciler.source import GitRepo, command
 from reconciler.source.git import REMOTE
@@ -171,12 +171,7 @@ class Doctor:
         if not path.exists():
             return Finding("journal", Level.OK, "there is none yet")
         cure = "Nothing is lost: the next start puts it aside and observes anew."
-        try:
-            with closing(_read_only(path)) as database:
-                said = str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
-        except sqlite3.DatabaseError as error:
-            said = str(error)
-        if said != "ok":
+        if said := _damage(path):
             return Finding("journal", Level.FAIL, f"The journal is damaged: {said}.", "FL9209", cure)
         return Finding("journal", Level.OK, f"{path.stat().st_size / 1e6:.1f} MB, sound")
 
@@ -204,12 +199,7 @@ class Doctor:
             return Finding("tracking", Level.FAIL, "MLflow is not installed.", "FL9211", "Install flops-gitops again.")
         databases = sorted((self.state / "tracking").glob("*/mlflow.db"))
         for path in databases:
-            try:
-                with closing(_read_only(path)) as database:
-                    said = str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
-            except sqlite3.DatabaseError as error:
-                said = str(error)
-            if said != "ok":
+            if said := _damage(path):
                 cause = f"MLflow's database of {path.parent.name} is damaged: {said}."
                 return Finding("tracking", Level.FAIL, cause, "FL9212", "Restore it from its backup.")
         return Finding("tracking", Level.OK, f"{len(databases)} of our own, sound")
@@ -262,6 +252,16 @@ def _failed(name: str, error: FlopsError) -> Finding:
 
 def _skipped(name: str) -> Finding:
     return Finding(name, Level.OK, "not checked, as there is no repo or remote")
+
+
+def _damage(path: Path) -> str:
+    """What SQLite says is wrong with a database; empty when it is sound."""
+    try:
+        with closing(_read_only(path)) as database:
+            said = str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        said = str(error)
+    return "" if said == "ok" else said
 
 
 def _read_only(path: Path) -> sqlite3.Connection:

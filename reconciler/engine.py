@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -32,6 +33,9 @@ from reconciler.spec import OperatorConfig, load_operator_config
 from reconciler.stages.model import Tools
 from reconciler.status import StatusBranch
 from reconciler.tracking import Tracking, tracking_root, tracking_service
+
+if TYPE_CHECKING:
+    from reconciler.runtimes.docker_engine import DockerEngine
 
 OPERATOR_FILE = "flops.yaml"
 RACY_SECONDS = 2.0
@@ -127,18 +131,22 @@ class Engine:
     def place(self, image: ProjectImage) -> str:
         """An image of ours in the container engine of this machine; its id there."""
         from reconciler.images.engine import into_engine
-        from reconciler.runtimes.docker_engine import DockerEngine
 
-        client = DockerEngine(self.config.docker_host).client
-        return into_engine(client, self.images.layout, image.name, host_platform(), tell=lambda _line: None)
+        return into_engine(
+            self._container_engine().client, self.images.layout, image.name, host_platform(), tell=lambda _line: None
+        )
 
     def actors(self) -> Actors:
         """Whoever starts the containers of training runs."""
-        # The SDK takes a fifth of a second to import: commands that start no container need none of it.
         from reconciler.runtimes.docker_actors import DockerActors
+
+        return DockerActors(self._container_engine(), instance=self.config.instance)
+
+    def _container_engine(self) -> DockerEngine:
+        # The SDK takes a fifth of a second to import: commands that start no container need none of it.
         from reconciler.runtimes.docker_engine import DockerEngine
 
-        return DockerActors(DockerEngine(self.config.docker_host), instance=self.config.instance)
+        return DockerEngine(self.config.docker_host)
 
     def federation(self, name: str, commit: str) -> Federation:
         """A federation with the nodes that a commit declares. Raises TrainingError for an unknown one, SpecErrors."""

@@ -137,6 +137,7 @@ class Looker:
         unreachable = self._ask({*(_customer(item) for item in found), *doomed.values()} - {""})
         services = observe_services(engine.runtime, engine.config.instance)
         self._images = engine.images.names()
+        self._images -= engine.images.deleted(name for item in found if (name := _image_of(item)) in self._images)
         before, views = self._views, {}
         for item in found:
             name = _name(item)
@@ -182,7 +183,7 @@ class Looker:
             return self._unknown(name, desired, declared, document, service, error)
         versions = self._registries.versions(customer, name)
         generation = self._registries.generation(customer)
-        imaged = self._imaged(desired)
+        imaged = _image_of(item) in self._images
         if (
             before is not None
             and before.desired is desired
@@ -210,13 +211,6 @@ class Looker:
         else:
             planned = plan_project(desired, observed)
         return ProjectView(name, desired, declared, observed, planned, document, service, versions, imaged, None, asked, adopted)
-
-    def _imaged(self, desired: DesiredProject) -> bool:
-        """Whether the image that is declared is there."""
-        if BUILD_STEP not in desired.steps:
-            return False
-        name = image_name(desired.customer, desired.name, desired.image_digest)
-        return name in self._images and not self._engine.images.deleted([name])
 
     def _unknown(
         self,
@@ -263,6 +257,13 @@ class Looker:
 def _ungated(run: RunInfo | None) -> RunInfo | None:
     """Another project's run without the gates that it did not meet there."""
     return replace(run, rejected_gates=()) if run else None
+
+
+def _image_of(item: Found) -> str:
+    """The name of the image that is declared; empty when none is."""
+    if not isinstance(item, Declared) or BUILD_STEP not in item.desired.steps:
+        return ""
+    return image_name(item.desired.customer, item.desired.name, item.desired.image_digest)
 
 
 def _name(item: Found) -> str:

@@ -19,10 +19,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import pytest
 from docker.errors import ImageNotFound
 
 from reconciler.runtimes.docker_engine import DockerEngine
+from tests.engine import missing
 
 PACKAGES = (
     "numpy", "numpy.libs", "scipy", "scipy.libs", "sklearn", "scikit_learn.libs", "joblib", "threadpoolctl.py", "cloudpickle",
@@ -31,18 +31,11 @@ PACKAGES = (
 """What the inference server needs for a scikit-learn model."""
 
 
-def missing(why: str) -> None:
-    """Skip, or fail where an engine has to be."""
-    if os.environ.get("FLOPS_REQUIRE_ENGINE") == "1":
-        pytest.fail(why)
-    pytest.skip(why)
-
-
 def open_engine() -> DockerEngine:
     """The engine of DOCKER_HOST or of the default socket."""
     engine = DockerEngine()
     if not engine.host.startswith("unix://") or not engine.answers():
-        missing(f'no Docker engine answers at {engine.host}; `eval "$(ci/engine.sh start)"` starts one')
+        missing(f"no Docker engine answers at {engine.host}")
     return engine
 
 
@@ -51,7 +44,7 @@ def base_image(engine: DockerEngine) -> str:
     folder = os.environ.get("FLOPS_BASE_ROOTFS", "")
     rootfs = Path(folder) / "amd64.tar"
     if not folder or not rootfs.is_file():
-        missing('FLOPS_BASE_ROOTFS names no base root; `eval "$(ci/engine.sh start)"` makes one')
+        missing("FLOPS_BASE_ROOTFS names no base root")
     tag = hashlib.sha256(folder.encode()).hexdigest()[:12]
     try:
         return str(engine.client.images.get(f"flops-test-base:{tag}").id)

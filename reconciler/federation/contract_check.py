@@ -22,8 +22,8 @@ from typing import Any
 
 from reconciler.digests import digest_of
 from reconciler.errors import TrainingError, Where
-from reconciler.federation.launching import environment_of
-from reconciler.federation.runtime_version import mlruntime_digest, mlruntime_dir
+from reconciler.federation.launching import environment_of, no_interpreter
+from reconciler.runtime_version import mlruntime_digest, mlruntime_dir
 
 LIMIT_SECONDS = 120.0
 _LAST_WORDS = 300
@@ -107,12 +107,7 @@ def _run(
         )  # fmt: skip
     except OSError as error:
         os.close(read)
-        raise TrainingError(
-            "FL5002",
-            f"The ML environment's interpreter cannot be started: {error.strerror}.",
-            cure="Remove the environment from the cache; it is built again.",
-            transient=True,
-        ) from error
+        raise no_interpreter(error) from error
     finally:
         os.close(write)
     try:

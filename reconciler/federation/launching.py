@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from reconciler.actors import QUIET
 from reconciler.errors import TrainingError
-from reconciler.federation.runtime_version import mlruntime_dir
+from reconciler.runtime_version import mlruntime_dir
 
 if TYPE_CHECKING:
     from reconciler.federation.training import TrainingJob
@@ -37,17 +38,20 @@ def environment_of(python: Path, private: Path, vcpus: int) -> dict[str, str]:
         "PYTHONSAFEPATH": "1",
         "PYTHONNOUSERSITE": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONHASHSEED": "0",
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), threads),
         "TF_NUM_INTRAOP_THREADS": threads,
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
+        **QUIET,
     }
+
+
+def no_interpreter(error: OSError) -> TrainingError:
+    """The error for an ML environment whose interpreter does not start."""
+    return TrainingError(
+        "FL5002",
+        f"The ML environment's interpreter cannot be started: {error.strerror}.",
+        cure="Remove the environment from the cache; it is built again.",
+        transient=True,
+    )
 
 
 class Link(Protocol):
@@ -100,12 +104,7 @@ class LocalProcess:
                 start_new_session=True,
             )
         except OSError as error:
-            raise TrainingError(
-                "FL5002",
-                f"The ML environment's interpreter cannot be started: {error.strerror}.",
-                cure="Remove the environment from the cache; it is built again.",
-                transient=True,
-            ) from error
+            raise no_interpreter(error) from error
 
     @property
     def returncode(self) -> int | None:

@@ -29,6 +29,7 @@ from reconciler.images.records import Records
 from reconciler.images.registry import Registry
 from reconciler.images.tarball import Entry, Layer, write_layer
 from reconciler.images.tree import CODE, MODEL, Limits, entries_of
+from reconciler.runtime_version import mlruntime_dir
 from reconciler.spec.build_plan import EMBEDDED, BuildPlan, plan_digest
 
 RUNTIME: Final = "opt/flops/runtime"
@@ -232,8 +233,7 @@ def _dependencies(
 
 def _runtime_layer(request: ImageRequest, python: str, layout: Layout) -> Layer:
     """Our code that runs in the image, and one name for the interpreter whatever the base calls it."""
-    runtime = Path(reconciler.__file__).parent / "mlruntime"
-    entries = entries_of(runtime, RUNTIME, replace(CODE, what="runtime"), keep=lambda name: name.endswith(".py"))
+    entries = entries_of(mlruntime_dir(), RUNTIME, replace(CODE, what="runtime"), keep=lambda name: name.endswith(".py"))
     entries += [Entry(f"{BIN}/{name}", 0, link=python) for name in ("python", "python3")]
     return write_layer(layout, f"flops runtime {reconciler.__version__}", entries, request.plan.compression)
 

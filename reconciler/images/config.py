@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from reconciler.actors import QUIET
 from reconciler.images.dependencies import BIN, SITE
 from reconciler.images.model import Platform
 from reconciler.spec.build_plan import BuildPlan
@@ -17,17 +18,6 @@ FOLDER: Final = "/opt/flops"
 """The working directory: nobody may write there, so nothing can be planted that Python would import first."""
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NANOSECONDS: Final = 1_000_000_000
-QUIET: Final = {
-    "PYTHONHASHSEED": "0",
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "HF_HUB_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-}
-"""The same as a learner process without a container has: no hub, no telemetry, and hashes that do not differ from run to run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ there is an image that is there; a registry's images are asked for again now and
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -73,7 +72,6 @@ class ImageStore:
         self._records = Records(cache / "records", Layout(cache / "layers"))
         self._registry, self._signing_key = registry, signing_key
         self._connect, self._monotonic = connect, monotonic
-        self._lock = threading.Lock()
         self._seen: tuple[object, frozenset[str]] = (None, frozenset())
         self._below: dict[str, tuple[str, ...]] = {}
         self._checked: dict[str, tuple[bool, float]] = {}
@@ -90,20 +88,15 @@ class ImageStore:
         return self._seen[1]
 
     def deleted(self, names: Iterable[str]) -> frozenset[str]:
-        """Those of the names that the registry has lost; each is asked for every five minutes, a few in one look."""
+        """Those of the names that the registry has lost; asked for every five minutes, a few in one call: ask once a look."""
         if not self._registry:
             return frozenset()
-        now, lost = self._monotonic(), set()
-        asked = 0
-        for name in names:
-            known, at = self._checked.get(name, (True, now - RECHECK_SECONDS))
-            if now - at >= RECHECK_SECONDS and asked < CHECKS_A_LOOK:
-                asked += 1
-                known = self._at_registry(name, known)
-                self._checked[name] = (known, now)
-            if not known:
-                lost.add(name)
-        return frozenset(lost)
+        now, wanted = self._monotonic(), list(names)
+        due = [name for name in wanted if name not in self._checked or now - self._checked[name][1] >= RECHECK_SECONDS]
+        for name in due[:CHECKS_A_LOOK]:
+            known, _ = self._checked.get(name, (True, now))
+            self._checked[name] = (self._at_registry(name, known), now)
+        return frozenset(name for name in wanted if not self._checked.get(name, (True, now))[0])
 
     def _at_registry(self, name: str, known: bool) -> bool:
         """Whether the registry has it; what was known stays when the registry does not answer."""

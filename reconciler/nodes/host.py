@@ -24,9 +24,9 @@ from flwr.app import Message
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
 from reconciler.federation.launching import environment_of
-from reconciler.federation.runtime_version import mlruntime_dir
 from reconciler.nodes import packing
 from reconciler.nodes.fab import CODE, LearnerSpec
+from reconciler.runtime_version import mlruntime_dir
 
 _ASK_SECONDS = 5.0
 _LOG_LIMIT = 4 << 20

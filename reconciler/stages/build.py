@@ -7,10 +7,10 @@ from pathlib import Path
 from reconciler.digests import digest_of, short
 from reconciler.environments import Lock
 from reconciler.federation.contract_check import check_contract, checked_once
-from reconciler.federation.runtime_version import mlruntime_digest
 from reconciler.images.assemble import ImageRequest
 from reconciler.images.interpreter import host_platform
 from reconciler.images.store import image_name
+from reconciler.runtime_version import mlruntime_digest
 from reconciler.spec import plan_digest
 from reconciler.stages.model import Outcome, Work
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from reconciler.digests import short
 from reconciler.errors import ServingError
-from reconciler.federation.runtime_version import mlruntime_dir
 from reconciler.images.bytecode import VARIABLE as BYTECODE
 from reconciler.plan import DEPLOY_STEP
+from reconciler.runtime_version import mlruntime_dir
 from reconciler.runtimes.model import ServiceSpec
 from reconciler.serving.verify import verify
 from reconciler.stages.model import Outcome, Work

@@ -14,10 +14,10 @@ from reconciler.digests import short
 from reconciler.errors import TrainingError
 from reconciler.federation.containers import in_containers
 from reconciler.federation.launching import Launch, Link
-from reconciler.federation.runtime_version import TRAINING_VERSION
 from reconciler.federation.training import ClusterShare, RoundResult, TrainingEvent, TrainingJob, TrainingResult, run_training
 from reconciler.images.bytecode import VARIABLE as BYTECODE
 from reconciler.nodes.fab import LearnerSpec
+from reconciler.runtime_version import TRAINING_VERSION
 from reconciler.spec.training import TrainingConfiguration
 from reconciler.stages import build, resolve
 from reconciler.stages.model import Outcome, Work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -391,3 +392,20 @@ def test_a_dead_service_is_drift_and_a_fight_is_told(loop: Looping) -> None:
     loop.clock.now += 2000
     loop.settle()
     assert loop.says("a", "Synced")[:2] == ("True", "Converged")
+
+
+def test_a_look_asks_the_registry_once_for_all_images(loop: Looping, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the store's limit of questions holds for a look, and not for each project of it."""
+    loop.edit({name: text for number in range(3) for name, text in loop.project(f"p{number}").items()})
+    loop.settle()
+    asked: list[set[str]] = []
+    images = loop.engine.images
+    answer = type(images).deleted
+
+    def deleted(self: object, names: Iterable[str]) -> frozenset[str]:
+        asked.append(set(names))
+        return answer(self, asked[-1])
+
+    monkeypatch.setattr(type(images), "deleted", deleted)
+    loop.controller.look(fetch=False)
+    assert asked == [loop.world.images]

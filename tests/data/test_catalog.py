@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from reconciler.errors import DataError
 from reconciler.federation.data import DataCatalog, DatasetVersion, arrow_files, digits, mnist
-from reconciler.federation.runtime_version import mlruntime_dir
+from reconciler.runtime_version import mlruntime_dir
 from reconciler.spec import load_mock_data
 
 

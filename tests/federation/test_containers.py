@@ -21,8 +21,8 @@ from docker.models.containers import Container
 from reconciler.actors import ActorImages
 from reconciler.errors import TrainingError
 from reconciler.federation.containers import in_containers
-from reconciler.federation.runtime_version import mlruntime_dir
 from reconciler.federation.training import TrainingEvent, TrainingJob, TrainingResult, run_training
+from reconciler.runtime_version import mlruntime_dir
 from reconciler.runtimes.docker_actors import DockerActors
 from reconciler.runtimes.docker_engine import DockerEngine
 from tests.dockerkit import Cable, base_image, open_engine, site_packages

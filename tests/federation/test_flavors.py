@@ -17,8 +17,8 @@ from datasets import ClassLabel, Dataset, Features, Image
 
 from reconciler.errors import TrainingError
 from reconciler.federation.data import DataCatalog
-from reconciler.federation.runtime_version import mlruntime_dir
 from reconciler.federation.training import TrainingEvent, TrainingJob
+from reconciler.runtime_version import mlruntime_dir
 from reconciler.spec import load_mock_data
 from tests.federation.test_training import aggregator_of, parameters, same
 from tests.flavorkit import FLAVORS, example, python_of

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from reconciler.federation.runtime_version import mlruntime_digest, mlruntime_dir
+from reconciler.runtime_version import mlruntime_digest, mlruntime_dir
 
 
 def inside(code: str, *arguments: str) -> str:

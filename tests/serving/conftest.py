@@ -18,7 +18,7 @@ from mlflow.models import infer_signature
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
-from reconciler.federation.runtime_version import mlruntime_dir
+from reconciler.runtime_version import mlruntime_dir
 from reconciler.runtimes.model import Service, ServiceSpec
 from reconciler.runtimes.process import ProcessRuntime
 

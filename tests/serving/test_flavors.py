@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reconciler.federation.runtime_version import mlruntime_dir
+from reconciler.runtime_version import mlruntime_dir
 from tests.flavorkit import example, python_of
 
 pytestmark = pytest.mark.timeout(600)

@@ -120,7 +120,7 @@ def test_the_fast_path_starts_without_mlflow(tensor_model: Saved) -> None:
     import subprocess
     import sys
 
-    from reconciler.federation.runtime_version import mlruntime_dir
+    from reconciler.runtime_version import mlruntime_dir
 
     code = (
         "import sys; from pathlib import Path; from flops_runtime.serve_model import ServedModel;"

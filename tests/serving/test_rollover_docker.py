@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from reconciler.errors import ServingError
-from reconciler.federation.runtime_version import mlruntime_dir
+from reconciler.runtime_version import mlruntime_dir
 from reconciler.runtimes.docker import DockerRuntime
 from reconciler.runtimes.docker_engine import DockerEngine
 from reconciler.runtimes.model import ServiceSpec

@@ -78,7 +78,28 @@ class Host:
         return self.learners[0].name if len(self.learners) == 1 else f"learners {self.learners[0].index}…"
 
 
-class EmbeddedGrid(Grid):  # type: ignore[misc, unused-ignore]
+class RunGrid(Grid):  # type: ignore[misc, unused-ignore]
+    """What the grids of a run have in common, wherever its nodes are."""
+
+    _run: Any = None
+
+    def set_run(self, run: Any) -> None:
+        """Sets Flower's description of the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        """Flower's description of the run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A new message to a node."""
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+
+class EmbeddedGrid(RunGrid):
     """Flower's Grid over the processes of one run, or of one cluster.
 
     `specs` has one entry a process, for its role in the nursery: with `learner` (its index), `name` where it is a cluster, or
@@ -101,7 +122,6 @@ class EmbeddedGrid(Grid):  # type: ignore[misc, unused-ignore]
         self._retries = retries
         self._watch = MemoryWatch()
         self._replies: dict[str, Message] = {}
-        self._run: Any = None
         self._timeout: float | None = None
         self.learners: list[Learner] = []
         self._hosts = [Host(spec, role) for spec in specs]
@@ -237,21 +257,6 @@ class EmbeddedGrid(Grid):  # type: ignore[misc, unused-ignore]
         )
 
     # --- Flower's Grid --------------------------------------------------------------------------------------------------
-
-    def set_run(self, run: Any) -> None:
-        """Sets Flower's description of the run."""
-        self._run = run
-
-    @property
-    def run(self) -> Any:
-        """Flower's description of the run."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """A new message to a node."""
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
         """The ids of all nodes, those of dead learners too: messages to these come back as errors."""

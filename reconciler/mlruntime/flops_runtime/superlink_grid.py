@@ -16,10 +16,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from flwr.app import Error, Message, RecordDict
-from flwr.serverapp import Grid
 
 from flops_runtime import wire
 from flops_runtime.failures import Failure
+from flops_runtime.grid import RunGrid
 
 PREPARE = "query.prepare"
 _LOOK = 0.5
@@ -64,7 +64,7 @@ class Node:
         self.not_before = time.monotonic() + _PAUSE
 
 
-class SuperLinkGrid(Grid):  # type: ignore[misc, unused-ignore]
+class SuperLinkGrid(RunGrid):
     """Flower's Grid over the nodes that may serve one run."""
 
     def __init__(self, connection: Connection, needed: int, tell: Tell) -> None:
@@ -74,7 +74,6 @@ class SuperLinkGrid(Grid):  # type: ignore[misc, unused-ignore]
         self._pending: dict[str, Node] = {}
         self._messages: dict[str, Message] = {}
         self._replies: dict[str, Message] = {}
-        self._run: Any = None
         self._waiting_told = False
         self.learners: list[Node] = []
 
@@ -137,21 +136,6 @@ class SuperLinkGrid(Grid):  # type: ignore[misc, unused-ignore]
         wire.send_note(self._connection, {"kind": "done"})
 
     # --- Flower's Grid --------------------------------------------------------------------------------------------------
-
-    def set_run(self, run: Any) -> None:
-        """Sets Flower's description of the run."""
-        self._run = run
-
-    @property
-    def run(self) -> Any:
-        """Flower's description of the run."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """A new message to a node."""
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
         """The ids of the nodes that can be asked now."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 def mlruntime_dir() -> Path:
     """The directory that children get on their PYTHONPATH; the reconciler never imports from it."""
-    return Path(__file__).resolve().parent.parent / "mlruntime"
+    return Path(__file__).resolve().parent / "mlruntime"
 
 
 @cache
