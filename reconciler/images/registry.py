@@ -16,6 +16,7 @@ import orjson
 
 from reconciler.errors import ImageError
 from reconciler.images import registry_errors as errors
+from reconciler.images.cancelling import Cancelled
 from reconciler.images.credentials import DockerConfig
 from reconciler.images.layout import CHUNK, BlobWriter
 from reconciler.images.model import DOCKER_LIST, DOCKER_MANIFEST, INDEX, MANIFEST, Descriptor, checked_digest
@@ -41,6 +42,11 @@ class Registry:
 
     def __exit__(self, *_exception: object) -> None:
         self._session.close()
+
+    def until(self, cancelled: Cancelled) -> Self:
+        """The same client, whose transfers and repeated tries end with ImageError FL6156 once `cancelled` says so."""
+        self._session.cancelled = cancelled
+        return self
 
     # --- manifests
 
@@ -149,7 +155,7 @@ class Registry:
             except ImageError as error:
                 if not error.transient or error.code in {"FL6104", "FL6105"} or attempt + 1 == self._patience.attempts:
                     raise
-                self._patience.pause(attempt)
+                self._session.pause(attempt)
         raise AssertionError("unreachable")
 
     def _fetch_rest(self, path: str, repository: str, blob: Descriptor, writer: BlobWriter, tell: Tell | None) -> None:
@@ -185,7 +191,7 @@ class Registry:
             except ImageError as error:
                 if not error.transient or error.code == "FL6147" or attempt + 1 == self._patience.attempts:
                     raise
-                self._patience.pause(attempt)
+                self._session.pause(attempt)
                 # It may have arrived although its answer did not.
                 if self.has_blob(repository, blob.digest):
                     return

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from reconciler.errors import ImageError
-from reconciler.images.assemble import BuiltImage, ImageRequest, build_image, image_inputs
+from reconciler.images.assemble import BuiltImage, ImageRequest, build_image
 from reconciler.images.interpreter import host_platform
 from reconciler.images.layout import Layout
 from reconciler.images.model import CONFIG, INDEX, LAYER_GZIP, MANIFEST, Platform
@@ -290,10 +290,3 @@ def test_damaged_base_layers_are_told(make: Make, tmp_path: Path) -> None:
     layer = next(digest for digest in layout.digests() if layout.blob_path(digest).read_bytes()[:2] == b"\x1f\x8b")
     layout.blob_path(layer).write_bytes(b"\x1f\x8b\x08\x00 damaged")
     assert make(base).refused().code in {"FL6104", "FL6107", "FL6122"}
-
-
-def test_the_inputs_of_a_key(make: Make) -> None:
-    kit = make()
-    inputs = image_inputs(kit.request)
-    assert set(inputs) == {"image.base", "image.build_plan", "image.lock", "image.platforms"}
-    assert json.loads(json.dumps(inputs))["image.platforms"] == "linux/amd64,linux/arm64"
