@@ -128,12 +128,17 @@ class Engine:
         """The service that is the tracking server of a customer."""
         return tracking_service(customer, self.state / "tracking", instance=self.config.instance)
 
-    def place(self, image: ProjectImage) -> str:
+    def place(self, image: ProjectImage, cancelled: Callable[[], bool]) -> str:
         """An image of ours in the container engine of this machine; its id there."""
         from reconciler.images.engine import into_engine
 
         return into_engine(
-            self._container_engine().client, self.images.layout, image.name, host_platform(), tell=lambda _line: None
+            self._container_engine().client,
+            self.images.layout,
+            image.name,
+            host_platform(),
+            tell=lambda _line: None,
+            cancelled=cancelled,
         )
 
     def actors(self) -> Actors:

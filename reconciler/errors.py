@@ -248,6 +248,7 @@ CODES: dict[str, str] = {
     "FL6153": "a base image without a platform that is needed",
     "FL6154": "a base image of a kind that cannot be used",
     "FL6155": "a Docker Engine that does not hand out an image",
+    "FL6156": "an image that nobody wants any more",
     "FL6157": "a directory that is not an OCI image layout",
     "FL6160": "a signing key that cannot be used",
     "FL6161": "the password of a signing key is wrong",

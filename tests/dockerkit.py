@@ -29,6 +29,8 @@ PACKAGES = (
     "uvicorn", "starlette", "anyio", "click", "h11", "idna", "yaml", "_yaml", "orjson", "typing_extensions.py", "narwhals",
 )  # fmt: skip
 """What the inference server needs for a scikit-learn model."""
+BASE = "localhost/flops-test-base"
+"""With a host, as Podman would put one before it and then look for it at another; Podman drops the tag of what it imports."""
 
 
 def open_engine() -> DockerEngine:
@@ -45,12 +47,12 @@ def base_image(engine: DockerEngine) -> str:
     rootfs = Path(folder) / "amd64.tar"
     if not folder or not rootfs.is_file():
         missing("FLOPS_BASE_ROOTFS names no base root")
-    tag = hashlib.sha256(folder.encode()).hexdigest()[:12]
+    name = f"{BASE}-{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
     try:
-        return str(engine.client.images.get(f"flops-test-base:{tag}").id)
+        return str(engine.client.images.get(name).id)
     except ImageNotFound:
-        engine.client.api.import_image_from_file(str(rootfs), repository="flops-test-base", tag=tag)
-        return str(engine.client.images.get(f"flops-test-base:{tag}").id)
+        engine.client.api.import_image_from_file(str(rootfs), repository=name, tag="latest")
+        return str(engine.client.images.get(name).id)
 
 
 def image_with(engine: DockerEngine, name: str, files: Mapping[str, Path], base: str, lines: str = "") -> str:

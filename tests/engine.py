@@ -68,11 +68,17 @@ def base_rootfs() -> Mapping[str, Path]:
 @pytest.fixture(scope="session")
 def base_layout(base_rootfs: Mapping[str, Path]) -> Path:
     """An OCI layout on disk with the base image, both platforms, as `base:bookworm`; made once per machine."""
-    root = next(iter(base_rootfs.values())).parent / "layout"
+    return layout_of(next(iter(base_rootfs.values())).parent)
+
+
+def layout_of(rootfs: Path) -> Path:
+    """The OCI layout with the base image of a folder of root file systems; made when it is not there."""
+    root = rootfs / "layout"
     with FileLock(f"{root}.lock"):
         layout = Layout(root)
         if layout.resolve(BASE) is None:
-            manifests = [_base_manifest(layout, Platform.parse(name), path) for name, path in base_rootfs.items()]
+            found = {f"linux/{architecture}": rootfs / f"{architecture}.tar" for architecture in ("amd64", "arm64")}
+            manifests = [_base_manifest(layout, Platform.parse(name), path) for name, path in found.items()]
             content = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [item.to_dict() for item in manifests]}
             layout.tag(BASE, layout.add_json(content, INDEX))
     return root

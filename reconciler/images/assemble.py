@@ -19,6 +19,7 @@ import reconciler
 from reconciler.environments.model import Lock
 from reconciler.errors import ImageError
 from reconciler.images.bases import BaseImage, Connect, fetch_layers, resolve_base
+from reconciler.images.cancelling import Cancelled, check, never
 from reconciler.images.config import APPLICATION, History, image_config, rfc3339
 from reconciler.images.contents import contents_of
 from reconciler.images.dependencies import BIN, Target, Tell, dependency_layers
@@ -29,7 +30,7 @@ from reconciler.images.records import Records
 from reconciler.images.registry import Registry
 from reconciler.images.tarball import Entry, Layer, write_layer
 from reconciler.images.tree import CODE, MODEL, Limits, entries_of
-from reconciler.runtime_version import mlruntime_dir
+from reconciler.runtime_version import mlruntime_digest, mlruntime_dir
 from reconciler.spec.build_plan import EMBEDDED, BuildPlan, plan_digest
 
 RUNTIME: Final = "opt/flops/runtime"
@@ -104,8 +105,12 @@ def build_image(
     tell: Tell,
     connect: Connect = Registry,
     clock: Callable[[], float] = time.monotonic,
+    cancelled: Cancelled = never,
 ) -> BuiltImage:
-    """Assemble an image in the store. Raises ImageError; then there is no index and no tag of it."""
+    """Assemble an image in the store. Raises ImageError; then there is no index and no tag of it.
+
+    FL6156 when it is cancelled: asked between layers and while uv and transfers run.
+    """
     seconds: dict[str, float] = {}
 
     def timed(step: str, since: float) -> float:
@@ -122,14 +127,15 @@ def build_image(
         dependencies = dict(
             zip(
                 found,
-                platforms.map(lambda item: _dependencies(request, item, found[item], records, pool, tell), found),
+                platforms.map(lambda item: _dependencies(request, item, found[item], records, pool, tell, cancelled), found),
                 strict=True,
             )
         )
         last = timed("dependencies", last)
-        runtimes = {str(item): _runtime_layer(request, found[item].python, layout) for item in found}
+        runtimes = {str(item): _runtime_layer(request, found[item].python, records) for item in found}
         project = content.result()
         last = timed("content", last)
+    check(cancelled)
     layers = {str(item): (*found[item].own, *dependencies[item], runtimes[str(item)], project) for item in found}
     if records.layout.root != layout.root:
         for layer in {layer.descriptor.digest for own in layers.values() for layer in own}:
@@ -143,16 +149,6 @@ def build_image(
     timed("total", began)
     bases = {str(item): foundation.base for item, foundation in found.items() if foundation.base is not None}
     return BuiltImage(index, manifests, layers, bases, seconds)
-
-
-def image_inputs(request: ImageRequest) -> dict[str, str]:
-    """The named inputs that an image's key has beside its content: what changes one of them changes the image."""
-    return {
-        "image.base": request.base,
-        "image.build_plan": plan_digest(request.plan),
-        "image.lock": request.lock.digest,
-        "image.platforms": ",".join(sorted(map(str, request.platforms))),
-    }
 
 
 def _check(request: ImageRequest) -> None:
@@ -225,17 +221,32 @@ def _no_packages(what: str, missing: Sequence[str]) -> ImageError:
 
 
 def _dependencies(
-    request: ImageRequest, platform: Platform, found: _Foundation, records: Records, pool: Executor, tell: Tell
+    request: ImageRequest,
+    platform: Platform,
+    found: _Foundation,
+    records: Records,
+    pool: Executor,
+    tell: Tell,
+    cancelled: Cancelled,
 ) -> list[Layer]:
     target = Target(platform, request.lock.python, found.glibc, request.plan.compression)
-    return dependency_layers(request.lock, target, records, pool, tell)
+    return dependency_layers(request.lock, target, records, pool, tell, cancelled=cancelled)
 
 
-def _runtime_layer(request: ImageRequest, python: str, layout: Layout) -> Layer:
+def _runtime_layer(request: ImageRequest, python: str, records: Records) -> Layer:
     """Our code that runs in the image, and one name for the interpreter whatever the base calls it."""
+    title, compression = f"flops runtime {reconciler.__version__}", request.plan.compression
+
+    def make() -> list[Layer]:
+        return [write_layer(records.layout, title, _runtime_entries(python), compression)]
+
+    return records.layers(["runtime", title, mlruntime_digest(), python, compression], make)[0]
+
+
+def _runtime_entries(python: str) -> list[Entry]:
     entries = entries_of(mlruntime_dir(), RUNTIME, replace(CODE, what="runtime"), keep=lambda name: name.endswith(".py"))
     entries += [Entry(f"{BIN}/{name}", 0, link=python) for name in ("python", "python3")]
-    return write_layer(layout, f"flops runtime {reconciler.__version__}", entries, request.plan.compression)
+    return entries
 
 
 def _content_layer(request: ImageRequest, layout: Layout) -> Layer:

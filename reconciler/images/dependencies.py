@@ -29,6 +29,7 @@ from packaging.utils import canonicalize_name
 from reconciler.environments.model import Lock
 from reconciler.environments.torch_builds import installing
 from reconciler.errors import ImageError
+from reconciler.images.cancelling import Cancelled, check, never
 from reconciler.images.layout import disk_error
 from reconciler.images.model import Platform
 from reconciler.images.records import Records
@@ -43,6 +44,7 @@ OWN_LAYER_BYTES: Final = 8_000_000
 MAX_OWN_LAYERS: Final = 40
 """A container engine takes 127 layers at most; the base image has some already."""
 LIMIT_SECONDS: Final = 1800
+ASK_SECONDS: Final = 0.2
 MAX_FILE_BYTES: Final = 8 * 1024**3
 _TAGS: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 _GLIBC: Final = (17, 28, *range(31, 41))
@@ -112,28 +114,34 @@ def packages_of(lock: Lock) -> list[Package]:
     return sorted(found, key=lambda package: package.name)
 
 
-def dependency_layers(lock: Lock, target: Target, records: Records, pool: Executor, tell: Tell) -> list[Layer]:
+def dependency_layers(
+    lock: Lock, target: Target, records: Records, pool: Executor, tell: Tell, *, cancelled: Cancelled = never
+) -> list[Layer]:
     """The layers of a lock for one platform, in the order in which they go into an image; large packages first.
 
-    Raises ImageError: FL6110 names every package without a wheel for the platform, FL6112 a wheel that is not the locked one.
+    Raises ImageError: FL6110 names every package without a wheel for the platform, FL6112 a wheel that is not the locked one, FL6156
+    when it is cancelled.
     """
     packages = packages_of(lock)
     inputs = ["dependencies", target.key(), [(item.name, item.version, item.hashes) for item in packages]]
-    return records.layers(inputs, lambda: _make(packages, target, records, pool, tell))
+    return records.layers(inputs, lambda: _make(packages, target, records, pool, tell, cancelled), cancelled=cancelled)
 
 
-def _make(packages: Sequence[Package], target: Target, records: Records, pool: Executor, tell: Tell) -> list[Layer]:
+def _make(
+    packages: Sequence[Package], target: Target, records: Records, pool: Executor, tell: Tell, cancelled: Cancelled
+) -> list[Layer]:
     tell(f"dependencies for {target.platform}: {len(packages)} wheels")
     with _work_folder(records.root) as work:
-        install(packages, target, work, work / "site")
-        groups = _groups(packages, target, work)
+        install(packages, target, work, work / "site", cancelled)
+        groups = _groups(packages, target, work, cancelled)
 
         def make(group: _Group) -> list[Layer]:
+            check(cancelled)
             return [write_layer(records.layout, group.title, group.entries, target.compression)]
 
         def known_or_made(group: _Group) -> list[Layer]:
             inputs = ["package", target.key(), [(item.name, item.version, item.hashes) for item in group.packages]]
-            return records.layers(inputs, lambda: make(group))
+            return records.layers(inputs, lambda: make(group), cancelled=cancelled)
 
         # The largest first, so that no core waits for one that began late.
         order = sorted(groups, key=lambda group: -group.size)
@@ -148,12 +156,12 @@ def _make(packages: Sequence[Package], target: Target, records: Records, pool: E
                     future.result()
 
 
-def install(packages: Sequence[Package], target: Target, work: Path, into: Path) -> None:
+def install(packages: Sequence[Package], target: Target, work: Path, into: Path, cancelled: Cancelled = never) -> None:
     """Unpack the wheels into a folder. Raises ImageError."""
     missing: list[str] = []
     left = list(packages)
     while True:
-        code, said = _uv(left, target, work, into, dry=bool(missing))
+        code, said = _uv(left, target, work, into, cancelled, dry=bool(missing))
         if not code:
             break
         name = package_without_wheel(said)
@@ -166,7 +174,9 @@ def install(packages: Sequence[Package], target: Target, work: Path, into: Path)
         raise install_error("", str(target.platform), missing)
 
 
-def _uv(packages: Sequence[Package], target: Target, work: Path, into: Path, *, dry: bool) -> tuple[int, str]:
+def _uv(
+    packages: Sequence[Package], target: Target, work: Path, into: Path, cancelled: Cancelled, *, dry: bool
+) -> tuple[int, str]:
     """Run uv in a folder of ours, so that no configuration beside an ML repo or in a shared folder is read."""
     command = [
         uv.find_uv_bin(), "pip", "install", "--quiet", "--requirements", "-", "--target", str(into), "--no-deps",
@@ -183,12 +193,27 @@ def _uv(packages: Sequence[Package], target: Target, work: Path, into: Path, *, 
     ) as process:
         # uv waits for the requirements first, so the limit is there before a wheel that claims to hold a file of any size.
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
-        try:
-            _, said = process.communicate(text, timeout=LIMIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return 1, f"timed out after {LIMIT_SECONDS} s"
+        said = _said(process, text, cancelled)
     return process.returncode, said
+
+
+def _said(process: subprocess.Popen[str], text: str, cancelled: Cancelled) -> str:
+    """What a process writes to its end; it is killed when nobody wants it any more, or after the limit."""
+    deadline, given = time.monotonic() + LIMIT_SECONDS, True
+    try:
+        while True:
+            try:
+                return process.communicate(text if given else None, timeout=ASK_SECONDS)[1]
+            except subprocess.TimeoutExpired:
+                given = False
+            check(cancelled)
+            if time.monotonic() > deadline:
+                process.kill()
+                process.wait()
+                return f"timed out after {LIMIT_SECONDS} s"
+    except ImageError:
+        process.kill()
+        raise
 
 
 @contextlib.contextmanager
@@ -208,7 +233,7 @@ def _work_folder(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _groups(packages: Sequence[Package], target: Target, work: Path) -> list[_Group]:
+def _groups(packages: Sequence[Package], target: Target, work: Path, cancelled: Cancelled) -> list[_Group]:
     """Which files go into which layer: by the RECORD of each package, whose paths count only where such a file is there."""
     files = _files(work / "site")
     owned = _records(work / "site")
@@ -222,7 +247,7 @@ def _groups(packages: Sequence[Package], target: Target, work: Path) -> list[_Gr
         if package.name in shared:
             # What two packages ship, uv writes in any order: take each as it is alone, and let the later name win in the image.
             alone = work / "alone" / package.name
-            install([package], target, work, alone)
+            install([package], target, work, alone, cancelled)
             entries = list(_files(alone).values())
         else:
             entries = [files[path] for path in owned.get(package.name, ()) if path in files]

@@ -9,26 +9,39 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import docker
 import docker.errors
+import orjson
 import requests
 import uvicorn
 
 from reconciler.errors import ImageError
+from reconciler.images.cancelling import Cancelled, check, never
 from reconciler.images.layout import Layout
 from reconciler.images.model import INDEXES, Descriptor, Platform
 from reconciler.images.serve import application
+from reconciler.podman import is_podman
 
 PREFIX = "flops.local/"
 """Names that images get in the engine: nothing is pulled from there, but `docker images` shows what is what."""
 
 
-def into_engine(client: docker.DockerClient, layout: Layout, name: str, platform: Platform, *, tell: Callable[[str], None]) -> str:
+def into_engine(
+    client: docker.DockerClient,
+    layout: Layout,
+    name: str,
+    platform: Platform,
+    *,
+    tell: Callable[[str], None],
+    cancelled: Cancelled = never,
+) -> str:
     """Bring an image of the store (`customer/project:tag`) into the engine; the engine's id of it.
 
-    Raises ImageError: FL6106 when there is no such image for the platform, FL6126 (transient) when the engine does not take it.
+    Raises ImageError: FL6106 when there is no such image for the platform, FL6126 (transient) when the engine does not take it,
+    FL6156 when it is cancelled; the engine keeps the layers that it has by then.
     """
     manifest = _manifest(layout, name, platform)
     config = str(layout.read_json(manifest.digest)["config"]["digest"])
@@ -39,11 +52,13 @@ def into_engine(client: docker.DockerClient, layout: Layout, name: str, platform
         tell(f"the engine takes {name} for {platform}")
         repository, _, tag = name.rpartition(":")
         with _served(layout) as host:
-            image = client.images.pull(f"{host}/{repository}@{manifest.digest}")
+            pulled = f"{host}/{repository}@{manifest.digest}"
+            _pull(client, pulled, cancelled)
+        image = client.images.get(pulled)
         image.tag(PREFIX + repository, tag=tag)
         with contextlib.suppress(docker.errors.APIError):
             # The address was there for this pull alone; the name above keeps the image.
-            client.images.remove(f"{host}/{repository}@{manifest.digest}", noprune=True)
+            client.images.remove(pulled, noprune=True)
         return str(image.id)
     except (docker.errors.DockerException, requests.RequestException) as error:
         raise ImageError(
@@ -52,6 +67,30 @@ def into_engine(client: docker.DockerClient, layout: Layout, name: str, platform
             cure="See whether it runs and has space; if it is on another machine, name a registry that both reach.",
             transient=True,
         ) from error
+
+
+def _pull(client: docker.DockerClient, reference: str, cancelled: Cancelled) -> None:
+    pull = _podman_pull if is_podman(client) else _docker_pull
+    # Whoever stops listening ends the pull.
+    with contextlib.closing(pull(client, reference)) as progress:
+        for line in progress:
+            check(cancelled)
+            if line.get("error"):
+                raise docker.errors.APIError(str(line["error"]))
+
+
+def _docker_pull(client: docker.DockerClient, reference: str) -> Generator[dict[str, Any], None, None]:
+    yield from client.api.pull(reference, stream=True, decode=True)
+
+
+def _podman_pull(client: docker.DockerClient, reference: str) -> Generator[dict[str, Any], None, None]:
+    """By Podman's own API: Docker takes loopback without TLS, Podman only when it is told to, which Docker's API cannot say."""
+    question = {"reference": reference, "tlsVerify": "false"}
+    url = f"{client.api.base_url}/v4.0.0/libpod/images/pull"
+    with client.api.post(url, params=question, stream=True, timeout=None) as answer:
+        client.api._raise_for_status(answer)
+        for line in answer.iter_lines():
+            yield orjson.loads(line)
 
 
 def _manifest(layout: Layout, name: str, platform: Platform) -> Descriptor:
@@ -78,13 +117,14 @@ def _known(client: docker.DockerClient, reference: str, digest: str = "") -> str
 
 @contextlib.contextmanager
 def _served(layout: Layout) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(application(layout), log_level="error", access_log=False, lifespan="off", ws="none")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="image-store", daemon=True)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(30)
+    """The store as a registry on loopback. Its end is not waited for: the server looks ten times a second whether to stop, which
+    would be most of the time that a pull of one small layer takes. It closes its socket itself."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(application(layout), log_level="error", access_log=False, lifespan="off", ws="none")
+    server = uvicorn.Server(config)
+    server.force_exit = True
+    threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="image-store", daemon=True).start()
+    try:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from reconciler.digests import digest_of
 from reconciler.errors import FlopsError
+from reconciler.images.cancelling import Cancelled, check, never
 from reconciler.images.layout import Layout, disk_error
 from reconciler.images.model import Descriptor
 from reconciler.images.tarball import FORMAT, Layer
@@ -24,12 +26,15 @@ class Records:
         self.root = root.absolute()
         self.layout = layout
 
-    def layers(self, inputs: Any, make: Callable[[], list[Layer]]) -> list[Layer]:
-        """The layers of these inputs, made unless they are there; two processes do not make the same ones twice."""
+    def layers(self, inputs: Any, make: Callable[[], list[Layer]], *, cancelled: Cancelled = never) -> list[Layer]:
+        """The layers of these inputs, made unless they are there; two processes do not make the same ones twice.
+
+        Raises ImageError FL6156 when it is cancelled while another process makes them.
+        """
         path = self._path("layers", inputs)
         found = self._read_layers(path)
         if found is None:
-            with FileLock(f"{path}.lock"):
+            with self._locked(path, cancelled):
                 found = self._read_layers(path)
                 if found is None:
                     found = make()
@@ -48,6 +53,19 @@ class Records:
         made = make()
         self._write(path, made)
         return made
+
+    @contextlib.contextmanager
+    def _locked(self, path: Path, cancelled: Cancelled) -> Iterator[None]:
+        lock = FileLock(f"{path}.lock")
+        try:
+            lock.acquire(cancel_check=cancelled)
+        except Timeout:
+            check(cancelled)
+            raise
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _path(self, kind: str, inputs: Any) -> Path:
         path = self.root / kind / f"{digest_of([FORMAT, inputs])[:40]}.json"

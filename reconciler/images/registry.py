@@ -16,6 +16,7 @@ import orjson
 
 from reconciler.errors import ImageError
 from reconciler.images import registry_errors as errors
+from reconciler.images.cancelling import Cancelled
 from reconciler.images.credentials import DockerConfig
 from reconciler.images.layout import CHUNK, BlobWriter
 from reconciler.images.model import DOCKER_LIST, DOCKER_MANIFEST, INDEX, MANIFEST, Descriptor, checked_digest
@@ -24,6 +25,9 @@ from reconciler.images.transport import Answer, Patience, Session
 
 ACCEPT = ", ".join((INDEX, MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
 
+UPLOAD_CHUNK = 64 << 20
+"""Bytes of one request: what breaks later is not sent again, and proxies that limit a request's size let it through."""
+
 Tell = Callable[[int], None]
 """Called with the number of bytes that were just transferred."""
 
@@ -31,8 +35,10 @@ Tell = Callable[[int], None]
 class Registry:
     """One registry; safe for many threads. Every method raises ImageError FL6142–FL6152."""
 
-    def __init__(self, host: str, *, config: DockerConfig | None = None, patience: Patience | None = None) -> None:
-        self.host = host
+    def __init__(
+        self, host: str, *, config: DockerConfig | None = None, patience: Patience | None = None, chunk: int = UPLOAD_CHUNK
+    ) -> None:
+        self.host, self._chunk = host, chunk
         self._session = Session(host, config=config, patience=patience)
         self._patience = self._session.patience
 
@@ -41,6 +47,11 @@ class Registry:
 
     def __exit__(self, *_exception: object) -> None:
         self._session.close()
+
+    def until(self, cancelled: Cancelled) -> Self:
+        """The same client, whose transfers and repeated tries end with ImageError FL6156 once `cancelled` says so."""
+        self._session.cancelled = cancelled
+        return self
 
     # --- manifests
 
@@ -149,7 +160,7 @@ class Registry:
             except ImageError as error:
                 if not error.transient or error.code in {"FL6104", "FL6105"} or attempt + 1 == self._patience.attempts:
                     raise
-                self._patience.pause(attempt)
+                self._session.pause(attempt)
         raise AssertionError("unreachable")
 
     def _fetch_rest(self, path: str, repository: str, blob: Descriptor, writer: BlobWriter, tell: Tell | None) -> None:
@@ -174,36 +185,65 @@ class Registry:
                     tell(len(fresh))
 
     def upload(self, repository: str, blob: Descriptor, path: Path, *, tell: Tell | None = None) -> None:
-        """A blob from a file, streamed in one request; sent anew when the connection breaks (see ADR 8 for why not resumed)."""
-        for attempt in range(self._patience.attempts):
+        """A blob from a file, streamed in chunks; goes on where the registry says that it is when the connection breaks.
+
+        A registry that has forgotten, or that refuses to go on after part of a chunk (docker-registry does, see ADR 8), gets it anew.
+        """
+        location, sent, best, failures = "", 0, 0, 0
+        while True:
             try:
-                location = self._begin(repository)
-                if blob.size:
-                    location = self._send(location, repository, path, blob.size, tell)
+                location = location or self._begin(repository)
+                while sent < blob.size:
+                    location, sent = self._send(location, repository, path, blob.size, sent, tell)
                 self._finish(location, repository, blob)
                 return
             except ImageError as error:
-                if not error.transient or error.code == "FL6147" or attempt + 1 == self._patience.attempts:
+                # Tries count while nothing new arrives: a long upload over a bad line may break more often than that.
+                failures, best = (1 if sent > best else failures + 1), max(best, sent)
+                if not error.transient or error.code == "FL6147" or failures >= self._patience.attempts:
                     raise
-                self._patience.pause(attempt)
+                self._session.pause(failures - 1)
                 # It may have arrived although its answer did not.
                 if self.has_blob(repository, blob.digest):
                     return
+                location, sent = self._arrived(location, repository, blob.size)
 
     def _begin(self, repository: str) -> str:
         return self._location(self._session.ask("POST", f"/v2/{repository}/blobs/uploads/", _push(repository)))
 
-    def _send(self, location: str, repository: str, path: Path, size: int, tell: Tell | None) -> str:
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+    def _arrived(self, location: str, repository: str, size: int) -> tuple[str, int]:
+        """Where an upload goes on, and how much of it the registry has; no address when it begins anew."""
+        if not location:
+            return "", 0
+        try:
+            answer = self._session.ask("GET", location, _push(repository), missing_ok=True, retry=False)
+        except ImageError as error:
+            if error.code == "FL6156":
+                raise
+            return "", 0
+        first, _, last = answer.headers.get("Range", "").removeprefix("bytes=").partition("-")
+        # An empty upload has no range that could be written: registries say 0-0, which is a byte as well.
+        if answer.status != 204 or first != "0" or not last.isdecimal() or last == "0" or int(last) >= size:
+            return "", 0
+        return self._location(answer), int(last) + 1
+
+    def _send(self, location: str, repository: str, path: Path, size: int, begin: int, tell: Tell | None) -> tuple[str, int]:
+        """One chunk; where the next goes, and how much the registry then has."""
+        end = min(size, begin + self._chunk)
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(end - begin)}
+        if (begin, end) != (0, size):
+            headers["Content-Range"] = f"{begin}-{end - 1}"
 
         def body() -> Iterator[bytes]:
-            return self._session.paced(_parts(path, tell))
+            return self._session.paced(_parts(path, begin, end, tell))
 
         with self._session.open("PATCH", location, _push(repository), headers=headers, body=body) as response:
             content = response.read()
+            if response.status_code in {404, 416}:
+                raise errors.upload_lost(self.host)
             if response.status_code >= 400:
                 raise errors.refused(self.host, response.status_code, content[:4096], "PATCH")
-            return self._location(Answer(response.status_code, response.headers, content, str(response.url)))
+            return self._location(Answer(response.status_code, response.headers, content, str(response.url))), end
 
     def _finish(self, location: str, repository: str, blob: Descriptor) -> None:
         parts = urlsplit(location)
@@ -222,9 +262,11 @@ def fallback_tag(digest: str) -> str:
     return checked_digest(digest).replace(":", "-")
 
 
-def _parts(path: Path, tell: Tell | None) -> Iterator[bytes]:
+def _parts(path: Path, begin: int, end: int, tell: Tell | None) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while part := file.read(CHUNK):
+        file.seek(begin)
+        while begin < end and (part := file.read(min(CHUNK, end - begin))):
+            begin += len(part)
             yield part
             if tell:
                 tell(len(part))

@@ -67,6 +67,11 @@ def untrusted(host: str, error: Exception) -> ImageError:
     )
 
 
+def upload_lost(host: str) -> ImageError:
+    """404 or 416 in the middle of an upload: the registry forgot it, or has another part of it."""
+    return ImageError("FL6148", f"The registry {host} lost an upload.", cure="It is sent anew.", transient=True)
+
+
 def unauthorised(host: str, *, known: bool) -> ImageError:
     """401, or 403 from the token service."""
     have = "the credentials of Docker's config are not accepted" if known else "Docker's config has no credentials for it"

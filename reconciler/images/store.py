@@ -15,6 +15,7 @@ from pathlib import Path
 from reconciler.errors import ImageError
 from reconciler.images.assemble import BuiltImage, ImageRequest, build_image
 from reconciler.images.bases import Connect
+from reconciler.images.cancelling import Cancelled, never
 from reconciler.images.collect import pins
 from reconciler.images.config import rfc3339
 from reconciler.images.dependencies import Tell
@@ -147,12 +148,20 @@ class ImageStore:
         )
         return ProjectImage(name, self._shown(name), image.digest, platforms, 0, {}, reused=True)
 
-    def build(self, request: ImageRequest, *, model: str = "", tell: Tell) -> ProjectImage:
-        """Make an image, its bill of materials and signature, push all of it, and tag it last. Raises ImageError."""
+    def build(self, request: ImageRequest, *, model: str = "", tell: Tell, cancelled: Cancelled = never) -> ProjectImage:
+        """Make an image, its bill of materials and signature, push all of it, and tag it last. Raises ImageError.
+
+        FL6156 soon after `cancelled` says so; then the name is not there, and what was made of it is found the next time.
+        """
         name = request.name
         if found := self.find(name):
             return found
-        built = build_image(replace(request, name=""), self.layout, self._records, tell=tell, connect=self._connect)
+
+        def connect(host: str) -> Registry:
+            return self._connect(host).until(cancelled)
+
+        unnamed = replace(request, name="")
+        built = build_image(unnamed, self.layout, self._records, tell=tell, connect=connect, cancelled=cancelled)
         seconds = dict(built.seconds)
         since = self._monotonic()
         published = publish(
@@ -163,7 +172,7 @@ class ImageStore:
             registry=self._registry,
             bases=list(built.bases.values()),
             signer=self._signer(),
-            connect=self._connect,
+            connect=connect,
             tell=tell,
         )
         seconds["publish"] = self._monotonic() - since

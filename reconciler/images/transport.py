@@ -22,6 +22,7 @@ import orjson
 
 from reconciler.errors import ImageError
 from reconciler.images import registry_errors as errors
+from reconciler.images.cancelling import Cancelled, check, never
 from reconciler.images.credentials import DockerConfig
 from reconciler.images.reference import is_loopback
 
@@ -74,6 +75,7 @@ class Session:
     def __init__(self, host: str, *, config: DockerConfig | None = None, patience: Patience | None = None) -> None:
         self.host = host
         self.patience = patience or Patience()
+        self.cancelled: Cancelled = never
         self._config = config or DockerConfig()
         self._granted: dict[str, str] = {}
         self._granting = threading.Lock()
@@ -101,15 +103,21 @@ class Session:
             except ImageError as error:
                 if last or not error.transient:
                     raise
-                self.patience.pause(attempt)
+                self.pause(attempt)
                 continue
             if answer.status < 400 or (answer.status == 404 and missing_ok):
                 return answer
             failure = errors.refused(self.host, answer.status, answer.content, method)
             if last or answer.status not in _PASSING or failure.code == "FL6147":
                 raise failure
-            self.patience.pause(attempt, answer.headers.get("Retry-After", ""))
+            self.pause(attempt, answer.headers.get("Retry-After", ""))
         raise AssertionError("unreachable")
+
+    def pause(self, attempt: int, asked: str = "") -> None:
+        """Wait before the next try. Raises ImageError FL6156 when nobody wants one."""
+        check(self.cancelled)
+        self.patience.pause(attempt, asked)
+        check(self.cancelled)
 
     @contextmanager
     def open(
@@ -142,6 +150,7 @@ class Session:
         """The parts of a transfer, as long as it is fast enough. Raises ImageError FL6143."""
         begun, done = self.patience.clock(), 0
         for part in parts:
+            check(self.cancelled)
             done += len(part)
             if self.patience.clock() - begun > self.patience.silence + done / self.patience.floor:
                 raise errors.slow(self.host)

@@ -66,8 +66,8 @@ def _images(work: Work, lock: Lock, repo_dir: Path) -> None:
             labels={"dev.flops.project": desired.name, "dev.flops.customer": desired.customer},
             name=image_name(desired.customer, f"{desired.name}-{kind}", digest),
         )
-        image = work.tools.images.build(request, tell=lambda line: work.tell("build", line))
-        work.images[kind] = work.tools.place(image)
+        image = work.tools.images.build(request, tell=lambda line: work.tell("build", line), cancelled=work.cancelled)
+        work.images[kind] = work.tools.place(image, work.cancelled)
 
 
 def _check(work: Work, repo_dir: Path) -> str:

@@ -83,8 +83,8 @@ class Tools:
     """Whoever starts the containers of training runs."""
     bytecode: Callable[[Environment, Lock], Path]
     """The byte code of an environment, for containers of this machine."""
-    place: Callable[[ProjectImage], str]
-    """Puts an image into the container engine; its id there."""
+    place: Callable[[ProjectImage, Callable[[], bool]], str]
+    """Puts an image into the container engine, unless it is cancelled; its id there."""
     instance: str
     clock: Callable[[], float]
     federation: Callable[[str, str], Federation]

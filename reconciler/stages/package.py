@@ -41,10 +41,11 @@ def run(work: Work) -> Outcome:
         _request(work, lock, work.bundle),
         model=f"{registered(work).name}@{registered(work).version}",
         tell=lambda line: work.tell("build", line),
+        cancelled=work.cancelled,
     )
     work.packaged = image
     if work.in_containers and DEPLOY_STEP in work.desired.steps:
-        work.images["inference"] = work.tools.place(image)
+        work.images["inference"] = work.tools.place(image, work.cancelled)
     return Outcome("reused" if image.reused else "done", _said(image), {"image": _told(image)})
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from reconciler.errors import ImageError
-from reconciler.images.assemble import BuiltImage, ImageRequest, build_image, image_inputs
+from reconciler.images.assemble import BuiltImage, ImageRequest, build_image
 from reconciler.images.interpreter import host_platform
 from reconciler.images.layout import Layout
 from reconciler.images.model import CONFIG, INDEX, LAYER_GZIP, MANIFEST, Platform
@@ -154,7 +154,7 @@ def test_both_platforms_are_in_one_index(make: Make) -> None:
     assert index["annotations"]["org.opencontainers.image.source"] == "https://example.invalid/repo"
     one, two = built.layers["linux/amd64"], built.layers["linux/arm64"]
     assert one[0].descriptor != two[0].descriptor
-    assert one[1:] == two[1:]
+    assert [layer.descriptor for layer in one[1:]] == [layer.descriptor for layer in two[1:]]
     assert set(built.bases) == {"linux/amd64", "linux/arm64"}
 
 
@@ -290,10 +290,3 @@ def test_damaged_base_layers_are_told(make: Make, tmp_path: Path) -> None:
     layer = next(digest for digest in layout.digests() if layout.blob_path(digest).read_bytes()[:2] == b"\x1f\x8b")
     layout.blob_path(layer).write_bytes(b"\x1f\x8b\x08\x00 damaged")
     assert make(base).refused().code in {"FL6104", "FL6107", "FL6122"}
-
-
-def test_the_inputs_of_a_key(make: Make) -> None:
-    kit = make()
-    inputs = image_inputs(kit.request)
-    assert set(inputs) == {"image.base", "image.build_plan", "image.lock", "image.platforms"}
-    assert json.loads(json.dumps(inputs))["image.platforms"] == "linux/amd64,linux/arm64"

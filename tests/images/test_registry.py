@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -82,6 +83,43 @@ def test_a_large_blob_survives_connections_that_break(tmp_path: Path, registry: 
         copy = layout_at(tmp_path / "copy")
         with copy.writer() as writer:
             assert client.fetch("acme/data", blob, writer).digest == blob.digest
+
+
+def test_an_upload_goes_on_after_the_chunks_that_arrived(tmp_path: Path, registry: RunningRegistry) -> None:
+    """Two connections go before their chunk arrives: nothing that the registry has is sent again."""
+    layout, sent, cuts = layout_at(tmp_path), [], [3, 6]
+    blob = layout.add_bytes(os.urandom(3_000_000), "application/octet-stream")
+
+    def spoil(head: str) -> int | None:
+        if not head.startswith("PATCH"):
+            return None
+        chunk = re.search(r"(?i)content-range: (\S+)", head)
+        sent.append(chunk[1] if chunk else "")
+        return 0 if len(sent) in cuts else None
+
+    proxy = Proxy(registry.port, spoil)
+    with Registry(proxy.host, patience=PATIENT, chunk=700_000) as client:
+        client.upload("acme/data", blob, layout.blob_path(blob.digest))
+        assert client.has_blob("acme/data", blob.digest)
+    begins = [int(chunk.partition("-")[0]) for chunk in sent]
+    assert begins == [0, 700_000, 1_400_000, 1_400_000, 2_100_000, 2_800_000, 2_800_000]
+    assert sum(head.startswith("GET") and "/uploads/" in head for head in proxy.heads) == 2
+
+
+def test_an_upload_that_breaks_within_a_chunk(tmp_path: Path, registry: RunningRegistry) -> None:
+    """docker-registry does not go on after part of a request: it is sent anew, and so often at most as tries are allowed."""
+    layout = layout_at(tmp_path)
+    blob = layout.add_bytes(os.urandom(2_000_000), "application/octet-stream")
+    cuts = [200_000]
+    proxy = Proxy(registry.port, lambda head: cuts.pop() if "ange: 700000-" in head and cuts else None)
+    with Registry(proxy.host, patience=PATIENT, chunk=700_000) as client:
+        client.upload("acme/data", blob, layout.blob_path(blob.digest))
+        assert client.has_blob("acme/data", blob.digest)
+    always = Proxy(registry.port, lambda head: 200_000 if "ange: 700000-" in head else None)
+    other = layout.add_bytes(os.urandom(2_000_000), "application/octet-stream")
+    with Registry(always.host, patience=PATIENT, chunk=700_000) as client, pytest.raises(ImageError, match="FL6142"):
+        client.upload("acme/data", other, layout.blob_path(other.digest))
+    assert sum("ange: 700000-" in head for head in always.heads) <= 2 * PATIENT.attempts
 
 
 def test_a_download_goes_on_after_what_arrived(tmp_path: Path, registry: RunningRegistry) -> None:
