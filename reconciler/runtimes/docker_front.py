@@ -129,6 +129,7 @@ class Front:
         self._status = 0
         self._open: set[asyncio.Task[None]] = set()
         self._unanswered = 0
+        """Connections that were taken and that the container has not begun to answer."""
 
     async def run(self, shared: socket.socket, private: socket.socket, control: int) -> int:
         """The exit status: 0 when told to end, else the container's."""
@@ -137,28 +138,48 @@ class Front:
             threading.Thread(target=watch, args=(loop,), daemon=True).start()
         reader = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(control, "rb", 0))
-        async with await asyncio.start_server(self._pass, sock=private):
-            obeying = asyncio.create_task(self._obey(reader, shared))
-            await self._over.wait()
-            obeying.cancel()
-            if self._open:
-                await asyncio.wait(self._open, timeout=STOP_SECONDS)
+        self._take_from(private)
+        obeying = asyncio.create_task(self._obey(reader, shared))
+        await self._over.wait()
+        obeying.cancel()
+        loop.remove_reader(private)
+        if self._open:
+            await asyncio.wait(self._open, timeout=STOP_SECONDS)
         return self._status
 
+    def _take_from(self, listening: socket.socket) -> None:
+        """Take connections off a listening socket until its reader is removed.
+
+        Not `asyncio.start_server`: a server that is closed drops what it has accepted and not begun with, and nobody knows of these
+        connections until it has. Here each one counts from the moment in which it is taken.
+        """
+        listening.setblocking(False)
+
+        def take() -> None:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return  # another version took it, the client has gone, or there is no descriptor left for it yet
+            connection.setblocking(False)
+            self._unanswered += 1
+            task = asyncio.get_running_loop().create_task(self._pass(connection))
+            self._open.add(task)
+            task.add_done_callback(self._open.discard)
+
+        asyncio.get_running_loop().add_reader(listening, take)
+
     async def _obey(self, control: asyncio.StreamReader, shared: socket.socket) -> None:
-        listener: asyncio.Server | None = None
         while True:
             line = (await control.readline()).strip()
             if line == b"accept":
-                listener = await asyncio.start_server(self._pass, sock=shared, backlog=1024)
+                self._take_from(shared)
             elif not line:
                 # The supervisor is gone, not the service: the container stays for the front of the next one.
                 self.left = True
                 self._over.set()
                 return
             elif line == b"drain":
-                if listener is not None:
-                    listener.close()
+                asyncio.get_running_loop().remove_reader(shared)
                 self._stopping = True
                 await self._until_answered()
                 # SIGTERM: the server says `Connection: close` from now on; what is under way is passed on until it ends.
@@ -178,13 +199,11 @@ class Front:
         with contextlib.suppress(DockerException, RequestException, OSError):
             self._container.stop(timeout=STOP_SECONDS)
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 – asyncio runs callbacks of servers in tasks
-        self._open.add(task)
-        self._unanswered += 1
+    async def _pass(self, connection: socket.socket) -> None:
         counted = True
+        writer: asyncio.StreamWriter | None = None
         try:
+            reader, writer = await asyncio.open_connection(sock=connection)
             inner_reader, inner_writer = await self._connect()
             counted = False
             try:
@@ -195,8 +214,12 @@ class Front:
             pass  # the container does not listen, one side broke off, or the front ends: the client sees its connection end
         finally:
             self._unanswered -= counted
-            writer.close()
-            self._open.discard(task)
+            if writer is None:
+                connection.close()
+            else:
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()  # what is still in its buffer belongs to an answer
 
     async def _pump_answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
