@@ -140,7 +140,7 @@ class Engine:
         """Whoever starts the containers of training runs."""
         from reconciler.runtimes.docker_actors import DockerActors
 
-        return DockerActors(self._container_engine(), instance=self.config.instance)
+        return DockerActors(self._container_engine(), self.state / "actors", instance=self.config.instance)
 
     def _container_engine(self) -> DockerEngine:
         # The SDK takes a fifth of a second to import: commands that start no container need none of it.

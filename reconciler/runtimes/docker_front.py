@@ -28,8 +28,8 @@ from docker.models.containers import Container
 from requests.exceptions import RequestException
 
 from reconciler.errors import FlopsError
-from reconciler.runtimes.docker_claim import CONTENT, FRONT, Claim, claim_of
-from reconciler.runtimes.docker_engine import LABEL, SOCKET, SOCKETS, Bind, ContainerSpec, DockerEngine, ending
+from reconciler.runtimes.docker_claim import CLAIM, CONTENT, Claim, claim_of
+from reconciler.runtimes.docker_engine import LABEL, OWNER, SOCKET, SOCKETS, Bind, ContainerSpec, DockerEngine, ending
 
 STOP_SECONDS = 15
 """From SIGTERM to SIGKILL: longer than the inference server waits for clients with idle connections."""
@@ -47,7 +47,7 @@ def adopt_or_start(engine: DockerEngine, order: dict[str, Any], folder: Path) ->
     """A container of this content without a front, if it is healthy; else a new one. All others without a front go."""
     found: tuple[Container, Claim] | None = None
     for container in engine.containers(order["labels"][LABEL]):
-        claim = claim_of(container, folder)
+        claim = claim_of(container)
         if not claim.take():
             continue
         same = container.labels.get(CONTENT) == order["labels"][CONTENT] and container.status == "running"
@@ -62,7 +62,7 @@ def adopt_or_start(engine: DockerEngine, order: dict[str, Any], folder: Path) ->
 
 def _start(engine: DockerEngine, order: dict[str, Any], folder: Path) -> tuple[Container, Claim]:
     token = uuid.uuid4().hex[:12]
-    claim = Claim(folder, token)
+    claim = Claim(folder / f"{token}.front")
     claim.take()
     private = not order["port"]
     if private:
@@ -74,10 +74,10 @@ def _start(engine: DockerEngine, order: dict[str, Any], folder: Path) -> tuple[C
             image=order["image"],
             command=order["command"],
             env=order["env"],
-            labels={**order["labels"], FRONT: token},
+            labels={**order["labels"], CLAIM: str(claim.path)},
             memory_mb=order["memory_mb"],
             vcpus=order["vcpus"],
-            network=None if private else engine.internal_network(order["network"], {"flops.kind": "network"}),
+            network=None if private else engine.internal_network(order["network"], {OWNER: order["labels"][OWNER]}),
             binds=[
                 *([Bind(str(claim.sockets), SOCKETS, writable=True)] if private else ()),
                 *(Bind(path, path) for path in order["readable"]),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +22,12 @@ from docker.models.containers import Container
 from reconciler.actors import ActorImages
 from reconciler.errors import TrainingError
 from reconciler.federation.containers import in_containers
-from reconciler.federation.training import TrainingEvent, TrainingJob, TrainingResult, run_training
+from reconciler.federation.training import ClusterShare, TrainingEvent, TrainingJob, TrainingResult, run_training
 from reconciler.runtime_version import mlruntime_dir
 from reconciler.runtimes.docker_actors import DockerActors
 from reconciler.runtimes.docker_engine import DockerEngine
 from tests.dockerkit import Cable, base_image, open_engine, site_packages
+from tests.federation.test_training import same
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def engine() -> DockerEngine:
 
 @pytest.fixture(scope="module")
 def images(engine: DockerEngine) -> ActorImages:
-    """A bare Debian; the environment that the tests run in is mounted."""
+    """A bare Debian; the environment that the tests run in is mounted, and so is the ML repo, which they spoil."""
     base = base_image(engine)
     return ActorImages(
         base,
@@ -48,9 +50,10 @@ def images(engine: DockerEngine) -> ActorImages:
 class Boxed:
     """Runs jobs in containers and keeps what they told."""
 
-    def __init__(self, engine: DockerEngine, images: ActorImages) -> None:
+    def __init__(self, engine: DockerEngine, images: ActorImages, folder: Path) -> None:
         self.engine = engine
         self.images = images
+        self.folder = folder
         self.events: list[TrainingEvent] = []
 
     def __call__(
@@ -63,7 +66,7 @@ class Boxed:
             self.events.append(event)
             on_event(event)
 
-        launch = in_containers(DockerActors(self.engine, instance="test"), self.images)
+        launch = in_containers(DockerActors(self.engine, self.folder, instance="test"), self.images)
         return run_training(job, on_event=both, cancelled=cancelled, launch=launch)
 
     def containers(self, job: TrainingJob) -> list[Container]:
@@ -71,8 +74,8 @@ class Boxed:
 
 
 @pytest.fixture
-def boxed(engine: DockerEngine, images: ActorImages, job: TrainingJob) -> Iterator[Boxed]:
-    made = Boxed(engine, images)
+def boxed(engine: DockerEngine, images: ActorImages, job: TrainingJob, repo: Path, tmp_path: Path) -> Iterator[Boxed]:
+    made = Boxed(engine, replace(images, binds=(*images.binds, repo)), tmp_path / "actors")
     yield made
     assert made.containers(job) == []
 
@@ -146,16 +149,16 @@ def test_a_killed_reconciler_takes_its_containers_with_it(job: TrainingJob, boxe
         "import pickle, sys; from reconciler.federation.containers import in_containers;"
         "from reconciler.federation.training import run_training;"
         "from reconciler.runtimes.docker_actors import DockerActors; from reconciler.runtimes.docker_engine import DockerEngine;"
-        "job, images = pickle.load(sys.stdin.buffer);"
+        "job, images, folder = pickle.load(sys.stdin.buffer);"
         "run_training(job, on_event=lambda e: print(e.kind, flush=True), cancelled=lambda: False,"
-        " launch=in_containers(DockerActors(DockerEngine(), instance='test'), images))"
+        " launch=in_containers(DockerActors(DockerEngine(), folder, instance='test'), images))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as reconciler:
         assert reconciler.stdin is not None
         assert reconciler.stdout is not None
-        reconciler.stdin.write(pickle.dumps((replace(job, rounds=100_000), boxed.images)))
+        reconciler.stdin.write(pickle.dumps((replace(job, rounds=100_000), boxed.images, boxed.folder)))
         reconciler.stdin.close()
         while reconciler.stdout.readline() != b"round\n":
             pass
@@ -191,7 +194,7 @@ def test_data_below_the_home_of_root_is_found(job: TrainingJob, boxed: Boxed) ->
 
 
 def test_an_engine_that_is_gone(job: TrainingJob, images: ActorImages, tmp_path: Path) -> None:
-    actors = DockerActors(DockerEngine(f"unix://{tmp_path}/no.sock"))
+    actors = DockerActors(DockerEngine(f"unix://{tmp_path}/no.sock"), tmp_path / "actors")
     with pytest.raises(TrainingError) as caught:
         run_training(job, on_event=lambda _: None, cancelled=lambda: False, launch=in_containers(actors, images))
     assert caught.value.code == "FL5510"
@@ -202,7 +205,7 @@ def test_an_engine_that_goes_away_in_the_middle(job: TrainingJob, engine: Docker
     """A transient error; the next run sweeps what could not be removed and goes on after the last finished round."""
     cable = Cable(engine)
     try:
-        launch = in_containers(DockerActors(DockerEngine(cable.host), instance="test"), boxed.images)
+        launch = in_containers(DockerActors(DockerEngine(cable.host), boxed.folder, instance="test"), boxed.images)
 
         def pull(event: TrainingEvent) -> None:
             if event.kind == "round" and event.round == 2:
@@ -221,14 +224,59 @@ def test_an_engine_that_goes_away_in_the_middle(job: TrainingJob, engine: Docker
     assert boxed(replace(job, rounds=done + 1)).resumed_from >= 2
 
 
-def test_an_image_that_cannot_work(job: TrainingJob, engine: DockerEngine) -> None:
+def test_an_image_that_cannot_work(job: TrainingJob, engine: DockerEngine, tmp_path: Path) -> None:
     base = base_image(engine)
     with pytest.raises(TrainingError) as caught:
         run_training(
             job,
             on_event=lambda _: None,
             cancelled=lambda: False,
-            launch=in_containers(DockerActors(engine, instance="test"), ActorImages(base, base)),
+            launch=in_containers(DockerActors(engine, tmp_path / "actors", instance="test"), ActorImages(base, base)),
         )
     assert caught.value.code == "FL5511"
     assert "No module named" in (job.run_dir / "child.log").read_text()
+
+
+def test_clusters_learn_in_containers_what_they_learn_in_processes(
+    job: TrainingJob, four_shards: tuple[Path, ...], boxed: Boxed, run, tmp_path: Path
+) -> None:
+    """Each cluster aggregator has its own learners, each learner its own shard, and all of them their limits."""
+    clusters = (ClusterShare("a", 2), ClusterShare("b", 2))
+    job = replace(job, shards=four_shards, clusters=clusters, cycles=2, rounds=2)
+    seen: list[Container] = []
+
+    def look(event: TrainingEvent) -> None:
+        if event.kind == "round" and event.round == 1:
+            seen.extend(boxed.containers(job))
+
+    result = boxed(job, on_event=look)
+    assert {name: [item.round for item in rounds] for name, rounds in result.clusters.items()} == {"a": [1, 2, 3, 4], "b": [1, 2, 3, 4]}
+    run(job, run_dir=tmp_path / "processes")
+    assert same(job.run_dir, tmp_path / "processes", 2)
+    roles = Counter(item.labels["flops.role"] for item in seen)
+    assert roles == {"aggregator": 1, "cluster": 2, "learner": 4, "export": 1}
+    for item in seen:
+        host = item.attrs["HostConfig"]
+        assert host["NetworkMode"] == "none"
+        assert host["Memory"] == host["MemorySwap"] >= (job.memory_mb + 400) << 20
+        assert host["NanoCpus"] == job.vcpus * 10**9
+        given = {Path(mount["Source"]) for mount in item.attrs["Mounts"]} & {*four_shards, job.holdout}
+        assert len(given) == (1 if item.labels["flops.role"] in ("learner", "export") else 0)
+
+
+def test_virtual_learners_share_one_container_and_learn_the_same(
+    job: TrainingJob, four_shards: tuple[Path, ...], boxed: Boxed, run, tmp_path: Path
+) -> None:
+    job = replace(job, shards=four_shards, rounds=2, simulation={"processes": 1})
+    seen: list[Container] = []
+
+    def look(event: TrainingEvent) -> None:
+        if event.kind == "round" and event.round == 1:
+            seen.extend(boxed.containers(job))
+
+    boxed(job, on_event=look)
+    run(job, run_dir=tmp_path / "processes")
+    assert same(job.run_dir, tmp_path / "processes", 2)
+    host = next(item for item in seen if item.labels["flops.role"] == "virtual")
+    assert host.attrs["HostConfig"]["Memory"] == (400 + 3 * job.memory_mb) << 20
+    assert Counter(item.labels["flops.role"] for item in seen) == {"aggregator": 1, "virtual": 1, "export": 1}
