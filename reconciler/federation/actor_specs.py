@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from reconciler.actors import ActorImages, ActorSpec
 from reconciler.errors import TrainingError
 from reconciler.federation.door import COMMAND, TARGET
-from reconciler.federation.launching import child_environment
+from reconciler.federation.launching import environment_of
 from reconciler.federation.training import TrainingJob
 
 LIBRARIES_MB: Final = {"sklearn": 400, "pytorch": 700, "keras": 1100}
@@ -23,6 +23,26 @@ _COPIES: Final = 3
 """How often data may be in memory: as it was read, as the ML repo keeps it, and split."""
 _OWN: Final = ("PATH", "PYTHONPATH", "HOME", "TMPDIR")
 """Variables that are the image's."""
+
+
+class Limited(Protocol):
+    """Whose limits an actor has: those of a project's SLA."""
+
+    @property
+    def project(self) -> str:
+        """The project's name."""
+
+    @property
+    def flavor(self) -> str:
+        """sklearn, pytorch or keras."""
+
+    @property
+    def memory_mb(self) -> int:
+        """`resource_constraints.memory`."""
+
+    @property
+    def vcpus(self) -> int:
+        """`resource_constraints.vcpus`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,53 +72,75 @@ def actor_spec(
     """The container of an order; without `rights` it is the reconciler's own. Raises TrainingError FL5604."""
     role = str(order["role"])
     run_dir = job.run_dir.resolve()
-    libraries = LIBRARIES_MB[job.flavor]
-    if role == "aggregator":
-        readable, writable, memory = [], [run_dir], job.memory_mb + libraries
-    else:
-        spec = order["spec"]
-        data = list(_paths(spec, "data"))
-        writable = [Path(spec["work_dir"])]
-        if rights is not None:
-            _check(role, data, writable, rights)
-        largest = max((path.stat().st_size for path in data), default=0) >> 20
-        readable, memory = data, job.memory_mb + libraries + _COPIES * largest
-        if role == "cluster":
-            # It reads no data and runs no code of the ML repo: its learners do, in containers of their own.
-            directory = run_dir / "clusters" / Path(spec["directory"]).name
-            if Path(spec["directory"]) != directory:
-                raise _refused(role, f"the folder {spec['directory']}")
-            readable, writable, memory = [], [directory, *writable], job.memory_mb + libraries
-        elif role == "virtual":
-            # One rule for the folder of thousands of shards. What learners keep counts as data, up to `data_mb`.
-            readable = sorted({path.parent for path in data})
-            memory += (_COPIES - 1) * job.memory_mb
-        elif role == "export":
-            memory += libraries
-        for path in writable:
-            path.mkdir(parents=True, exist_ok=True)
+    ours = job.memory_mb + LIBRARIES_MB[job.flavor]
+    if rights is None:
+        return _spec(job, images, role, [], [run_dir], ours, home, number, door, digest=job.digest)
+    spec = order["spec"]
+    data, writable = list(_paths(spec, "data")), [Path(spec["work_dir"])]
+    _check(role, data, writable, rights)
+    if role == "cluster":
+        # It reads no data and runs no code of the ML repo: its learners do, in containers of their own.
+        directory = run_dir / "clusters" / Path(spec["directory"]).name
+        if Path(spec["directory"]) != directory:
+            raise _refused(role, f"the folder {spec['directory']}")
+        return _spec(job, images, role, [], [directory, *writable], ours, home, number, door, digest=job.digest)
+    return own_code_spec(job, images, role, data, writable, home=home, number=number, door=door, digest=job.digest)
+
+
+def own_code_spec(
+    limits: Limited,
+    images: ActorImages,
+    role: str,
+    data: list[Path],
+    writable: list[Path],
+    *,
+    home: str,
+    number: int,
+    door: Path,
+    digest: str = "",
+) -> ActorSpec:
+    """The container of an actor that runs the ML repo's code on `data`."""
+    largest = max((path.stat().st_size for path in data), default=0) >> 20
+    libraries = LIBRARIES_MB[limits.flavor]
+    memory = limits.memory_mb + libraries + _COPIES * largest
+    if role == "virtual":
+        # One rule for the folder of thousands of shards. What learners keep counts as data, up to the limit of one.
+        data = sorted({path.parent for path in data})
+        memory += (_COPIES - 1) * limits.memory_mb
+    elif role == "export":
+        memory += libraries
+    return _spec(limits, images, role, data, writable, memory, home, number, door, digest=digest)
+
+
+def _spec(
+    limits: Limited, images: ActorImages, role: str, readable: list[Path], writable: list[Path], memory_mb: int, home: str,
+    number: int, door: Path, *, digest: str,
+) -> ActorSpec:  # fmt: skip
+    for path in writable:
+        path.mkdir(parents=True, exist_ok=True)
+    environment = environment_of(Path(images.python), Path("/"), limits.vcpus)
     return ActorSpec(
         home=home,
-        name=f"{job.project}-{role}-{home[:6]}-{number}",
+        name=f"{limits.project}-{role}-{home[:6]}-{number}",
         image=images.of(role),
         command=(images.python, *COMMAND),
-        env={**{name: value for name, value in child_environment(job).items() if name not in _OWN}, **images.env},
-        labels={"flops.project": job.project, "flops.digest": job.digest, "flops.role": role},
+        env={**{name: value for name, value in environment.items() if name not in _OWN}, **images.env},
+        labels={"flops.project": limits.project, "flops.digest": digest, "flops.role": role},
         door=door,
         target=TARGET,
         readable=tuple(dict.fromkeys((*readable, *images.binds))),
         writable=tuple(dict.fromkeys(writable)),
-        memory_mb=memory,
-        vcpus=float(job.vcpus),
+        memory_mb=memory_mb,
+        vcpus=float(limits.vcpus),
     )
 
 
-def out_of_memory(job: TrainingJob, role: str, limit: int) -> TrainingError:
+def out_of_memory(limits: Limited, role: str, limit: int) -> TrainingError:
     """The error for an actor that the kernel killed; `limit` in MB."""
     return TrainingError(
         "FL5022",
         f"The kernel killed the {role}'s container: it needed more than its limit of {limit} MB "
-        f"(`resource_constraints.memory` is {job.memory_mb} MB, libraries and data come on top).",
+        f"(`resource_constraints.memory` is {limits.memory_mb} MB, libraries and data come on top).",
         cure="Raise `resource_constraints.memory`, or let `fit_model` work in smaller batches.",
     )
 

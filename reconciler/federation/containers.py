@@ -2,7 +2,7 @@
 
 An aggregator knows nothing of containers. As in the embedded run it sends an order and one end of a socket pair to whoever
 starts processes; here that is the reconciler, and the end goes into a new container through its `door`. So the containers are on
-no network, and each actor has one socket to the one that ordered it: a learner reaches its own (cluster) aggregator and nobody else.
+no network, and each actor has one socket to whoever ordered it: a learner reaches its own (cluster) aggregator and nobody else.
 
 Invariants: what runs is what is in the images; no container outlives `end()` nor the aggregator that ordered it, and what a killed
 reconciler left is swept by the next run of the same directory; an engine that fails ends the run with an error that may be retried.

@@ -1,8 +1,8 @@
 """Byte code for containers on this machine: images have none, so every fresh container would compile what it imports.
 
 An environment of the same lock has been compiled already, by uv and not by anybody's ML code. Its byte code is put where Python
-looks for it with `PYTHONPYCACHEPREFIX` and bound read-only into containers. It saves 3 s of CPU for each learner; it is no part of an
-image, whose bytes stay the same everywhere.
+looks for it with `PYTHONPYCACHEPREFIX` and bound read-only into containers. It saves 3 s of CPU for each learner; it is no part
+of an image, whose bytes stay the same everywhere.
 
 Invariant: what runs is what is in the image. Each piece has the hash of the source that it was compiled from, which Python compares
 with the image's; byte code of other sources is not used.

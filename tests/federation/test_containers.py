@@ -21,7 +21,9 @@ from docker.models.containers import Container
 
 from reconciler.actors import ActorImages
 from reconciler.errors import TrainingError
+from reconciler.federation.boxed_check import CheckedRepo, check_in_container
 from reconciler.federation.containers import in_containers
+from reconciler.federation.contract_check import ContractReport, check_contract
 from reconciler.federation.training import ClusterShare, TrainingEvent, TrainingJob, TrainingResult, run_training
 from reconciler.runtime_version import mlruntime_dir
 from reconciler.runtimes.docker_actors import DockerActors
@@ -173,16 +175,22 @@ def test_a_killed_reconciler_takes_its_containers_with_it(job: TrainingJob, boxe
 
 
 def test_user_code_finds_no_network_and_nothing_of_the_machine(job: TrainingJob, boxed: Boxed, spoil) -> None:
+    data = [str(path) for path in (*job.shards, job.holdout)]
     probe = (
         "import os\n"
         "print('NET', [line.split(':')[0].strip() for line in open('/proc/net/dev') if ':' in line], flush=True)\n"
         "print('UID', os.getuid(), 'PIDS', sorted(int(n) for n in os.listdir('/proc') if n.isdigit())[-1], flush=True)\n"
+        f"print('DATA', [path for path in {data} if os.path.exists(path)], flush=True)\n"
+        f"print('RUN', os.path.exists('{job.run_dir}/job.json'), flush=True)\n"
     )
     spoil("import", f"{probe}import", file="model_manager.py")
     boxed(replace(job, rounds=1))
     said = (job.run_dir / "child.log").read_text()
     assert "NET ['lo']" in said
     assert "UID 0" not in said
+    seen = [line for line in said.splitlines() if line.startswith("DATA")]
+    assert sorted(seen) == sorted(f"DATA ['{path}']" for path in data), "each sees its own data alone"
+    assert "RUN True" not in said
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root has files there")
@@ -250,7 +258,10 @@ def test_clusters_learn_in_containers_what_they_learn_in_processes(
             seen.extend(boxed.containers(job))
 
     result = boxed(job, on_event=look)
-    assert {name: [item.round for item in rounds] for name, rounds in result.clusters.items()} == {"a": [1, 2, 3, 4], "b": [1, 2, 3, 4]}
+    assert {name: [item.round for item in rounds] for name, rounds in result.clusters.items()} == {
+        "a": [1, 2, 3, 4],
+        "b": [1, 2, 3, 4],
+    }
     run(job, run_dir=tmp_path / "processes")
     assert same(job.run_dir, tmp_path / "processes", 2)
     roles = Counter(item.labels["flops.role"] for item in seen)
@@ -267,6 +278,7 @@ def test_clusters_learn_in_containers_what_they_learn_in_processes(
 def test_virtual_learners_share_one_container_and_learn_the_same(
     job: TrainingJob, four_shards: tuple[Path, ...], boxed: Boxed, run, tmp_path: Path
 ) -> None:
+    four_shards[0].parent.chmod(0o755)  # as folders of shards are; pytest's let nobody in
     job = replace(job, shards=four_shards, rounds=2, simulation={"processes": 1})
     seen: list[Container] = []
 
@@ -280,3 +292,36 @@ def test_virtual_learners_share_one_container_and_learn_the_same(
     host = next(item for item in seen if item.labels["flops.role"] == "virtual")
     assert host.attrs["HostConfig"]["Memory"] == (400 + 3 * job.memory_mb) << 20
     assert Counter(item.labels["flops.role"] for item in seen) == {"aggregator": 1, "virtual": 1, "export": 1}
+
+
+@pytest.fixture
+def checked(boxed: Boxed, repo: Path, shards: tuple[Path, ...]) -> Callable[[], ContractReport]:
+    """Checks the ML repo in a container."""
+    asked = CheckedRepo("digits", repo, shards[0], "sklearn", memory_mb=100, vcpus=1)
+    actors = DockerActors(boxed.engine, boxed.folder, instance="test")
+    return lambda: check_in_container(actors, boxed.images, asked)
+
+
+def test_the_check_of_an_ml_repo_in_a_container_is_that_of_a_process(checked, repo: Path, shards: tuple[Path, ...]) -> None:
+    report = checked()
+    assert replace(report, seconds={}) == replace(check_contract(Path(sys.executable), repo, shards[0], "sklearn"), seconds={})
+
+
+def test_what_the_check_finds_in_a_container_is_told_with_its_place(checked, spoil, boxed: Boxed) -> None:
+    spoil(
+        "def fit_model(self)",
+        "def fit_model(self):\n        raise ValueError(open('/proc/net/dev').read().count(':'))\n\n    def f(self)",
+    )
+    with pytest.raises(TrainingError) as caught:
+        checked()
+    assert caught.value.where is not None
+    assert caught.value.where.path == "model_manager.py"
+    assert "ValueError: 1" in caught.value.cause, "no network but lo"
+    assert not boxed.folder.exists() or list(boxed.folder.iterdir()) == []
+
+
+def test_a_check_that_needs_too_much_memory_is_told_with_the_limit(checked, spoil) -> None:
+    spoil("def fit_model(self)", "def fit_model(self):\n        hoard = bytearray(b'x' * 900_000_000)\n\n    def f(self)")
+    with pytest.raises(TrainingError) as caught:
+        checked()
+    assert (caught.value.code, "500 MB" in caught.value.cause) == ("FL5022", True)
