@@ -267,6 +267,7 @@ CODES: dict[str, str] = {
     "FL7013": "no port of the range is free",
     "FL7010": "the service does not answer",
     "FL7011": "the service refuses the request",
+    "FL7050": "containers or networks that nobody looks after",
     "FL7051": "another process trains the same run in containers",
     "FL7090": "there is no service to verify",
     "FL7091": "the service answers wrongly after it took over",

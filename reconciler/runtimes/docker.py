@@ -34,6 +34,20 @@ _CURES = {
 }
 
 
+SERVICES, ACTORS = "services", "actors"
+"""Folders of a state directory: the inventory of services, and the locks of training runs in containers."""
+
+
+def uses_fronts(state: Path) -> bool:
+    """Whether a service of a state directory is, or was, a container."""
+    return any((state / SERVICES).glob(f"*/{FRONTS}"))
+
+
+def uses_containers(state: Path) -> bool:
+    """Whether anything of a state directory may be in a container engine: else none has to be asked."""
+    return (state / ACTORS).is_dir() or uses_fronts(state)
+
+
 class DockerRuntime:
     """Containers of one engine (`host`, else DOCKER_HOST, else the usual socket) and processes, in one inventory.
 

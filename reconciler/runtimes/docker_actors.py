@@ -13,6 +13,7 @@ from reconciler.actors import ActorSpec, Ending
 from reconciler.errors import ServingError
 from reconciler.runtimes.docker_claim import CLAIM, Claim
 from reconciler.runtimes.docker_engine import LABEL, NOBODY, OWNER, Bind, ContainerSpec, DockerEngine, ending, owner_of
+from reconciler.runtimes.docker_leftovers import remove_leftovers
 
 
 class DockerActors:
@@ -73,6 +74,7 @@ class DockerActors:
             )
         for container in self._engine.containers(home):
             self._engine.remove(container)
+        remove_leftovers(self._engine, self._folder.parent)  # of projects that went while the engine was away
 
     def leave(self, home: str) -> None:
         """Gives the lock back; containers that are still there then are leftovers."""

@@ -18,6 +18,7 @@ from typing import Any
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
+from docker.models.networks import Network
 from docker.types import LogConfig, Mount
 from requests.exceptions import RequestException
 
@@ -188,6 +189,21 @@ class DockerEngine:
         client = self.client
         with self.answering():
             return list(client.containers.list(all=True, filters={"label": f"{label}={home}"}, ignore_removed=True))
+
+    def networks(self, owner: str) -> list[Network]:
+        """The networks of an owner, with what is in them."""
+        client = self.client
+        with self.answering():
+            return list(client.networks.list(filters={"label": f"{OWNER}={owner}"}, greedy=True))
+
+    def remove_network(self, network: Network) -> None:
+        """Remove a network; nothing when it has gone or is in use again."""
+        with self.answering(), suppress(NotFound):
+            try:
+                network.remove()
+            except APIError as error:
+                if error.status_code != 403:  # it has endpoints
+                    raise
 
     def remove(self, container: Container) -> None:
         """Kill and remove a container; nothing when it has gone."""

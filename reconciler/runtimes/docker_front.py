@@ -19,6 +19,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -244,10 +245,16 @@ class Front:
             await asyncio.sleep(0.02)
 
     def _follow_log(self, _loop: asyncio.AbstractEventLoop) -> None:
-        with contextlib.suppress(DockerException, RequestException, OSError):
-            for part in self._container.logs(stream=True, follow=True):
-                sys.stdout.buffer.write(part)
-                sys.stdout.buffer.flush()
+        """What the container prints, until it ends; an engine that was restarted under it is asked for the rest."""
+        since: float | None = None
+        pause = threading.Event()
+        while not self._over.is_set():
+            with contextlib.suppress(DockerException, RequestException, OSError):
+                for part in self._container.logs(stream=True, follow=True, since=since):
+                    sys.stdout.buffer.write(part)
+                    sys.stdout.buffer.flush()
+                    since = time.time()
+            pause.wait(1.0)
 
     def _await_end(self, loop: asyncio.AbstractEventLoop) -> None:
         """Ends the front with its container. An engine that goes away is no end: the container may well go on."""
