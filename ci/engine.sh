@@ -2,6 +2,7 @@
 # A Docker Engine for tests and benchmarks, and the base root file systems that images are built on.
 #
 #   eval "$(ci/engine.sh start)"    the engine that answers at DOCKER_HOST, else one of our own on a private socket
+#   ci/engine.sh restart            stops the daemon of the one of our own and starts it again, as an update of Docker does
 #   ci/engine.sh stop               stops the one of our own, and removes what it kept
 #
 # Our own lives in FLOPS_ENGINE_DIR [TMPDIR/engine]; whoever names the same directory shares it. Two of them live side by side:
@@ -50,7 +51,7 @@ make_bridge() {
 start_own() {
   mkdir -p "$run"
   make_bridge
-  echo '{}' >"$dir/daemon.json"
+  [[ -f $dir/daemon.json ]] || echo '{}' >"$dir/daemon.json"
   nohup setsid dockerd --config-file "$dir/daemon.json" --data-root "$dir/data" --exec-root "$run" --pidfile "$run/docker.pid" \
     --bridge "$bridge" --containerd-namespace "$bridge" --containerd-plugins-namespace "$bridge-plugins" \
     -H "unix://$socket" >"$dir/dockerd.log" 2>&1 9>&- </dev/null &
@@ -93,7 +94,7 @@ start() {
   printf 'export DOCKER_HOST=%q FLOPS_DOCKER=/usr/bin/docker FLOPS_BASE_ROOTFS=%q\n' "$host" "$rootfs"
 }
 
-stop() {
+halt() {
   if [[ -f $run/docker.pid ]]; then
     local pid
     pid=$(<"$run/docker.pid")
@@ -103,6 +104,10 @@ stop() {
       sleep 0.2
     done
   fi
+}
+
+stop() {
+  halt
   ip link del "$bridge" 2>/dev/null || true
   # Mounts are left only by a daemon that was killed.
   awk -v data="$dir/" -v run="$run/" 'index($2, data) == 1 || index($2, run) == 1 { print $2 }' /proc/mounts | sort -r | xargs -r umount -l
@@ -111,6 +116,7 @@ stop() {
 
 case ${1:-} in
   start) start ;;
+  restart) halt && start_own ;;
   stop) stop ;;
-  *) sed -n '2,9p' "$0" && exit 2 ;;
+  *) sed -n '2,10p' "$0" && exit 2 ;;
 esac

@@ -39,7 +39,7 @@ class ActorImages:
 
     def of(self, role: str) -> str:
         """The image of a role; all that run the ML repo's code have the learner's."""
-        return self.aggregator if role == "aggregator" else self.learner
+        return self.aggregator if role in ("aggregator", "cluster") else self.learner
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,5 +94,8 @@ class Actors(Protocol):
     def start(self, spec: ActorSpec) -> Actor:
         """A new actor. Raises FlopsError."""
 
-    def sweep(self, home: str) -> None:
-        """Removes what an earlier run with the same home left."""
+    def enter(self, home: str) -> None:
+        """Takes possession of a home, and removes what an earlier run with it left. Raises FlopsError."""
+
+    def leave(self, home: str) -> None:
+        """Gives it back."""

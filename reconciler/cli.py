@@ -359,13 +359,10 @@ def doctor(
 
 @app.command()
 def stop(repo: Repo = HERE, state: State = None) -> None:
-    """Stop every service of a state directory; models, runs and status stay."""
-    from reconciler.engine import open_engine
+    """Stop every service of a state directory and remove its containers; models, runs and status stay."""
+    from reconciler.commands.stop import stop_all
 
-    runtime = open_engine(repo, state).runtime
-    for service in runtime.observe():
-        runtime.remove(service.name)
-        typer.echo(f"stopped {service.name}")
+    stop_all(repo, state, console)
 
 
 @app.command()

@@ -26,7 +26,9 @@ from reconciler.images.reference import Reference
 from reconciler.images.registry import Registry
 from reconciler.lease import holder_is_dead
 from reconciler.runtime_version import mlruntime_dir
+from reconciler.runtimes.docker import uses_containers
 from reconciler.runtimes.docker_engine import DockerEngine
+from reconciler.runtimes.docker_leftovers import leftovers
 from reconciler.source import GitRepo, command
 from reconciler.source.git import REMOTE
 from reconciler.spec import OperatorConfig
@@ -86,6 +88,7 @@ class Doctor:
             ("tracking", self._tracking),
             ("python", self._python),
             ("engine", self._engine),
+            ("leftovers", self._leftovers),
             ("registry", self._registry),
             ("ports", self._ports),
             ("sandbox", self._sandbox),
@@ -211,6 +214,16 @@ class Doctor:
         if self.config.runtime != "docker":
             return Finding("engine", Level.OK, "not needed: runtime is process")
         return Finding("engine", Level.OK, f"Docker {DockerEngine(self.config.docker_host).client.version()['Version']}")
+
+    def _leftovers(self) -> Finding:
+        if not uses_containers(self.state):
+            return Finding("leftovers", Level.OK, "nothing of this state directory is in a container engine")
+        names = leftovers(DockerEngine(self.config.docker_host), self.state).names
+        if names:
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            cause = f"{len(names)} containers or networks are left that nobody looks after: {shown}."
+            return Finding("leftovers", Level.WARN, cause, "FL7050", "`flops gc` removes them; so does the next start.")
+        return Finding("leftovers", Level.OK, "none in the container engine")
 
     def _registry(self) -> Finding:
         if not self.config.images.registry:

@@ -25,7 +25,7 @@ from reconciler.images.interpreter import host_platform
 from reconciler.images.store import ImageStore, ProjectImage
 from reconciler.journal import Journal
 from reconciler.nodes.federation import Federation, declared
-from reconciler.runtimes.docker import DockerRuntime
+from reconciler.runtimes.docker import ACTORS, SERVICES, DockerRuntime, uses_containers
 from reconciler.runtimes.model import Runtime, ServiceSpec
 from reconciler.source import GitRepo, MLRepos
 from reconciler.source.nodes import read_nodes
@@ -145,7 +145,16 @@ class Engine:
         """Whoever starts the containers of training runs."""
         from reconciler.runtimes.docker_actors import DockerActors
 
-        return DockerActors(self._container_engine(), instance=self.config.instance)
+        return DockerActors(self._container_engine(), self.state / ACTORS, instance=self.config.instance)
+
+    def remove_leftovers(self, *, dry_run: bool = False) -> list[str]:
+        """Removes what a killed reconciler or a removed project left in the container engine; its names. Raises ServingError."""
+        if not uses_containers(self.state):
+            return []
+        from reconciler.runtimes.docker_leftovers import leftovers, remove_leftovers
+
+        engine = self._container_engine()
+        return leftovers(engine, self.state).names if dry_run else remove_leftovers(engine, self.state)
 
     def _container_engine(self) -> DockerEngine:
         # The SDK takes a fifth of a second to import: commands that start no container need none of it.
@@ -207,7 +216,7 @@ def open_engine(repo_dir: Path, state: Path | None = None) -> Engine:
         config=config,
         journal=Journal(state / "journal.db", clock=time.time),
         runtime=DockerRuntime(
-            state / "services", config.docker_host, instance=config.instance, ports=config.ports.range() if config.ports else None
+            state / SERVICES, config.docker_host, instance=config.instance, ports=config.ports.range() if config.ports else None
         ),
         environments=EnvironmentStore(cache / "environments"),
         catalog=DataCatalog(cache / "data", {tag: Path(path) for tag, path in config.data_directories.items()}),

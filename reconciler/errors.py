@@ -174,6 +174,7 @@ CODES: dict[str, str] = {
     # --- FL56xx hierarchies
     "FL5601": "No cluster has enough learners.",
     "FL5603": "A cluster aggregator failed or died.",
+    "FL5604": "An aggregator asks for a container that its training run does not have.",
     # --- FL57xx guards, privacy, simulation, partitions
     "FL5701": "A learner's update is not finite.",
     "FL5702": "A learner's update has other shapes than what it was sent.",
@@ -267,6 +268,8 @@ CODES: dict[str, str] = {
     "FL7013": "no port of the range is free",
     "FL7010": "the service does not answer",
     "FL7011": "the service refuses the request",
+    "FL7050": "containers or networks that nobody looks after",
+    "FL7051": "another process trains the same run in containers",
     "FL7090": "there is no service to verify",
     "FL7091": "the service answers wrongly after it took over",
     "FL7092": "there is no bundle to deploy",

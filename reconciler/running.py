@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from reconciler.engine import Engine
-from reconciler.errors import FlopsError
+from reconciler.errors import FlopsError, ServingError
 from reconciler.events import Observer
 from reconciler.execution import Ending, Execution, execute
 from reconciler.looking import ProjectView, View
@@ -47,6 +47,17 @@ class Execute(Protocol):
     def __call__(self, view: ProjectView, cancelled: Callable[[], bool]) -> Execution: ...
 
 
+def tidy(engine: Engine, observer: Observer) -> None:
+    """Remove what nobody looks after in the container engine; one that is away is no reason to do nothing else."""
+    try:
+        names = engine.remove_leftovers()
+    except ServingError as error:
+        observer.tell("", "warning", f"what may be left in the container engine stays for now: {error}")
+        return
+    if names:
+        observer.tell("", "pruned", f"nobody looked after {', '.join(names)} in the container engine")
+
+
 class StagesExecutor:
     """Runs the stages of this engine."""
 
@@ -78,6 +89,7 @@ class StagesExecutor:
         intent = self._engine.journal.begin(view.name, "", "prune", "")
         try:
             self._engine.runtime.remove(service_name(view.name))
+            tidy(self._engine, self._observer)
         except (FlopsError, OSError) as error:
             self._observer.tell(view.name, "traceback", "".join(traceback.format_exception(error)))
             self._engine.journal.finish(intent, "failed", str(error), 0.0)

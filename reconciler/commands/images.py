@@ -53,11 +53,12 @@ def collect_images(
     """Take what nobody needs, and say what it was."""
     engine = open_engine(repo, state)
     done = collect(_layout(engine), keep_last=keep_last, in_use=running(engine), grace=grace, dry_run=dry_run)
+    left = engine.remove_leftovers(dry_run=dry_run)
     if as_json:
-        console.out(orjson.dumps(asdict(done), option=orjson.OPT_INDENT_2).decode(), highlight=False)
+        console.out(orjson.dumps({**asdict(done), "containers": left}, option=orjson.OPT_INDENT_2).decode(), highlight=False)
         return 0
     would = "would remove" if dry_run else "removed"
-    for name in done.removed:
+    for name in (*done.removed, *left):
         console.print(f"{would} {name}", highlight=False, markup=False)
     console.print(f"{would} {done.blobs} blobs, {decimal(done.freed)}; {len(done.kept)} images stay", highlight=False)
     return 0

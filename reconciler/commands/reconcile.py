@@ -13,7 +13,7 @@ from reconciler.controller import Controller
 from reconciler.engine import open_engine
 from reconciler.events import Observer
 from reconciler.execution import Ending
-from reconciler.running import Convergence
+from reconciler.running import Convergence, tidy
 from reconciler.statusdoc import clean
 
 
@@ -21,7 +21,9 @@ def reconcile_once(repo: Path, state: Path | None, console: Console, *, tries: i
     """One cycle to convergence; 0 when everything is as declared, 1 when something stalled or will be retried."""
     engine = open_engine(repo, state)
     with CycleConsole(console, verbose=verbose) as screen:
-        controller = Controller(engine, Observer(engine.journal, (screen,)))
+        observer = Observer(engine.journal, (screen,))
+        tidy(engine, observer)
+        controller = Controller(engine, observer)
         signal.signal(signal.SIGTERM, lambda *_: controller.stop())
         result = controller.converge(tries)
     _show(console, result)

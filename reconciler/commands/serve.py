@@ -16,6 +16,7 @@ from reconciler.engine import open_engine
 from reconciler.events import Listener, Observer
 from reconciler.logs import JsonLog
 from reconciler.publishing import Publisher
+from reconciler.running import tidy
 from reconciler.triggers.files import RefWatch, folders_to_watch
 from reconciler.web.app import make_app
 from reconciler.web.metrics import Metrics
@@ -37,6 +38,7 @@ def serve(repo: Path, state: Path | None, console: Console, *, listen: str, as_j
         screen: Listener = JsonLog() if as_json else stack.enter_context(CycleConsole(console, verbose=verbose))
         metrics = Metrics()
         observer = Observer(engine.journal, (screen, metrics))
+        tidy(engine, observer)
         publisher = Publisher(engine.status, lambda text: observer.tell("", "warning", text))
         controller = Controller(engine, observer, publisher=publisher)
         metrics.watch(controller, publisher, time.monotonic)

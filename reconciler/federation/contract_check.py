@@ -1,7 +1,8 @@
 """Is the ML repo right? Asked once per content, before anything is built or trained from it.
 
-The check itself runs in the ML environment (`flops_runtime.check`), in a process of its own with a time limit; the reconciler
-never imports the repo. A repo that passed is remembered by everything that the answer depends on, so it costs a project once.
+The check itself runs in the ML environment (`flops_runtime.check`), in a process of its own with a time limit, or in a container
+(`boxed_check`); the reconciler never imports the repo. A repo that passed is remembered by everything that the answer depends on,
+so it costs a project once.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 from reconciler.digests import digest_of
 from reconciler.errors import TrainingError, Where
@@ -82,49 +83,44 @@ def check_contract(
     folder = Path(tempfile.mkdtemp(prefix="flops-check-"))
     try:
         (folder / "work").mkdir()
-        spec = {
-            "repo_dir": str(repo_dir.resolve()),
-            "work_dir": str(folder / "work"),
-            "data": str(sample.resolve()),
-            "flavor": flavor,
-        }
-        (folder / "spec.json").write_text(json.dumps(spec))
-        with (folder / "log").open("w+b") as log:
-            return _run(python, folder, log, limit, environment_of(python, folder, vcpus), cancelled)
+        (folder / "spec.json").write_text(json.dumps(check_spec(repo_dir.resolve(), folder / "work", sample, flavor)))
+        with (folder / "log").open("w+b") as log, _process(python, folder, log, environment_of(python, folder, vcpus)) as process:
+            return await_report(process, limit, cancelled)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(
-    python: Path, folder: Path, log: Any, limit: float, environment: Mapping[str, str], cancelled: Callable[[], bool]
-) -> ContractReport:
-    read, write = os.pipe()
+def check_spec(repo_dir: Path, work_dir: Path, sample: Path, flavor: str) -> dict[str, str]:
+    """What `flops_runtime.check` is to do."""
+    return {"repo_dir": str(repo_dir), "work_dir": str(work_dir), "data": str(sample.resolve()), "flavor": flavor}
+
+
+class Checking(Protocol):
+    """A check that was started."""
+
+    @property
+    def told(self) -> int:
+        """The descriptor on which it tells what it does."""
+
+    def end(self) -> int:
+        """Ends it; its status. Raises TrainingError where that says why it could not be."""
+
+    def said(self) -> str:
+        """The end of what it printed."""
+
+
+def await_report(checking: Checking, limit: float, cancelled: Callable[[], bool]) -> ContractReport:
+    """The report of a started check, which has ended then. Raises TrainingError."""
     try:
-        process = subprocess.Popen(
-            [str(python.absolute()), "-m", "flops_runtime.check", str(folder / "spec.json"), str(write)],
-            cwd=mlruntime_dir(), env=dict(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(write,),
-            start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        os.close(read)
-        raise no_interpreter(error) from error
+        told, step, over = _listen(checking.told, time.monotonic() + limit, cancelled)
     finally:
-        os.close(write)
-    try:
-        told, step, over = _listen(read, time.monotonic() + limit, cancelled)
-    finally:
-        os.close(read)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        status = process.wait()
+        status = checking.end()
     if "report" in told:
         return _report(told["report"])
     if "failure" in told:
         raise _failure(told["failure"])
     if over and cancelled():
         raise TrainingError("FL5001", "The check of the ML repo was cancelled.", cure="Nothing is to be done.")
-    log.seek(0)
-    said = " ".join(log.read()[-_LAST_WORDS:].decode(errors="replace").split())
     where = Where("model_manager.py")
     if over:
         raise TrainingError(
@@ -133,12 +129,56 @@ def _run(
             cure="Look for a loop that does not end, or for a wait for a network that is not there.",
             where=where,
         )
+    said = checking.said()
     raise TrainingError(
         "FL5504",
         f"The process ended in `{step}` with status {status}." + (f" It said: {said}" if said else ""),
         cure="Signal 9 means that it took too much memory; else mend what it names.",
         where=where,
     )
+
+
+def last_words(log: IO[bytes]) -> str:
+    """The end of a log, on one line."""
+    log.seek(0)
+    return " ".join(log.read()[-_LAST_WORDS:].decode(errors="replace").split())
+
+
+@contextlib.contextmanager
+def _process(python: Path, folder: Path, log: IO[bytes], environment: Mapping[str, str]) -> Iterator[_Process]:
+    told, write = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [str(python.absolute()), "-m", "flops_runtime.check", str(folder / "spec.json"), str(write)],
+            cwd=mlruntime_dir(), env=dict(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(write,),
+            start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        os.close(told)
+        raise no_interpreter(error) from error
+    finally:
+        os.close(write)
+    try:
+        yield _Process(told, process, log)
+    finally:
+        os.close(told)
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """A check as a process of the ML environment, in a group of its own."""
+
+    told: int
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+
+    def end(self) -> int:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
+
+    def said(self) -> str:
+        return last_words(self.log)
 
 
 def _listen(read: int, deadline: float, cancelled: Callable[[], bool]) -> tuple[dict[str, Any], str, bool]:

@@ -1,14 +1,18 @@
 """Byte code for containers on this machine: images have none, so every fresh container would compile what it imports.
 
 An environment of the same lock has been compiled already, by uv and not by anybody's ML code. Its byte code is put where Python
-looks for it with `PYTHONPYCACHEPREFIX`, marked as valid for the image's files, and bound read-only into containers. It saves
-3 s of CPU for each learner; it is no part of an image, whose bytes stay the same everywhere.
+looks for it with `PYTHONPYCACHEPREFIX` and bound read-only into containers. It saves 3 s of CPU for each learner; it is no part
+of an image, whose bytes stay the same everywhere.
+
+Invariant: what runs is what is in the image. Each piece has the hash of the source that it was compiled from, which Python compares
+with the image's; byte code of other sources is not used.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from importlib.util import source_from_cache, source_hash
 from pathlib import Path
 from typing import Final
 
@@ -19,11 +23,13 @@ from reconciler.images.dependencies import SITE
 from reconciler.images.layout import disk_error
 
 VARIABLE: Final = "PYTHONPYCACHEPREFIX"
+_FORM: Final = 2
+"""Of what is in a folder; a new form is a new folder."""
 _HEADER: Final = 16
 _TESTS: Final = frozenset({"test", "tests"})
 """Packages' own tests: a third of all byte code, and nobody imports them."""
-_UNCHECKED: Final = (1).to_bytes(4, "little") + bytes(8)
-"""PEP 552: known by a hash that nobody compares; the lock says that the sources are the same."""
+_CHECKED: Final = (0b11).to_bytes(4, "little")
+"""PEP 552: known by the hash of its source, which is compared."""
 
 
 def bytecode_folder(environment: Path, digest: str, root: Path, *, site: str = f"/{SITE}") -> Path:
@@ -32,7 +38,7 @@ def bytecode_folder(environment: Path, digest: str, root: Path, *, site: str = f
     `environment` is a complete environment of the lock `digest`, `root` a cache. Raises ImageError FL6105 or FL6108 when it
     cannot be written, FL6115 when the environment has gone.
     """
-    folder = root / "bytecode" / digest[:32]
+    folder = root / "bytecode" / f"{digest[:32]}-{_FORM}"
     if folder.is_dir():
         return folder
     try:
@@ -60,7 +66,8 @@ def _fill(environment: Path, target: Path) -> None:
         if not _TESTS.isdisjoint(cached.relative_to(packages).parts):
             continue
         data = cached.read_bytes()
-        if len(data) > _HEADER:
+        source = Path(source_from_cache(str(cached)))
+        if len(data) > _HEADER and source.is_file():
             path = target / cached.parent.parent.relative_to(packages) / cached.name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data[:4] + _UNCHECKED + data[_HEADER:])
+            path.write_bytes(data[:4] + _CHECKED + source_hash(source.read_bytes()) + data[_HEADER:])

@@ -34,8 +34,25 @@ _CURES = {
 }
 
 
+SERVICES, ACTORS = "services", "actors"
+"""Folders of a state directory: the inventory of services, and the locks of training runs in containers."""
+
+
+def uses_fronts(state: Path) -> bool:
+    """Whether a service of a state directory is, or was, a container."""
+    return any((state / SERVICES).glob(f"*/{FRONTS}"))
+
+
+def uses_containers(state: Path) -> bool:
+    """Whether anything of a state directory may be in a container engine: else none has to be asked."""
+    return (state / ACTORS).is_dir() or uses_fronts(state)
+
+
 class DockerRuntime:
-    """Containers of one engine (`host`, else DOCKER_HOST, else the usual socket) and processes, in one inventory (`root`)."""
+    """Containers of one engine (`host`, else DOCKER_HOST, else the usual socket) and processes, in one inventory.
+
+    `root` is that inventory, a folder in the state directory.
+    """
 
     def __init__(self, root: Path, host: str | None = None, *, instance: str = "default", ports: range | None = None) -> None:
         self._root = root.absolute()
@@ -66,7 +83,7 @@ class DockerRuntime:
         except ServingError as error:
             # Its supervisor has killed the front of the version that is refused; the container goes here.
             with suppress(ServingError):
-                remove_orphans(self._engine, self._home(spec.name), fronted.cwd, content, PATIENCE)
+                remove_orphans(self._engine, self._home(spec.name), content, PATIENCE)
             for code, cure in _CURES.items():
                 if f"[{code}] " in error.cause:
                     cause = error.cause.partition(f"[{code}] ")[2]
@@ -91,7 +108,7 @@ class DockerRuntime:
     def _fronted(self, spec: ServiceSpec, image_id: str) -> tuple[ServiceSpec, str]:
         """The front's process, and the digest of what it is to run."""
         from reconciler.runtimes.docker_claim import CONTENT
-        from reconciler.runtimes.docker_engine import LABEL, SOCKET, SOCKETS
+        from reconciler.runtimes.docker_engine import LABEL, OWNER, SOCKET, SOCKETS, owner_of
 
         folder = self._root / spec.name / FRONTS
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +129,13 @@ class DockerRuntime:
             "health_path": spec.health_path,
         }
         content = digest_of([order, dict(spec.labels)])
-        order["labels"] = {**spec.labels, LABEL: self._home(spec.name), "flops.instance": self._instance, CONTENT: content}
+        order["labels"] = {
+            **spec.labels,
+            LABEL: self._home(spec.name),
+            OWNER: owner_of(self._root.parent),
+            "flops.instance": self._instance,
+            CONTENT: content,
+        }
         fronted = replace(
             spec,
             argv=(sys.executable, "-P", "-m", "reconciler.runtimes.docker_front"),

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from docker.errors import APIError, NotFound
 from docker.models.containers import Container
 
 from reconciler.actors import ActorSpec, Ending
-from reconciler.runtimes.docker_engine import LABEL, NOBODY, Bind, ContainerSpec, DockerEngine, ending
+from reconciler.errors import ServingError
+from reconciler.runtimes.docker_claim import CLAIM, Claim
+from reconciler.runtimes.docker_engine import LABEL, NOBODY, OWNER, Bind, ContainerSpec, DockerEngine, ending, owner_of
+from reconciler.runtimes.docker_leftovers import remove_leftovers
 
 
 class DockerActors:
     """Starts actors in one engine."""
 
-    def __init__(self, engine: DockerEngine, *, instance: str = "default") -> None:
+    def __init__(self, engine: DockerEngine, folder: Path, *, instance: str = "default") -> None:
+        """`folder` is in the state directory; it has a lock for each run that has containers."""
         self._engine = engine
+        self._folder = folder.absolute()
         self._instance = instance
+        self._claims: dict[str, Claim] = {}
 
     def start(self, spec: ActorSpec) -> DockerActor:
         """A container for an actor; it runs as the reconciler's user, or as nobody where that is root. Raises ServingError."""
@@ -31,7 +38,14 @@ class DockerActors:
                 image=self._engine.image_id(spec.image),
                 command=spec.command,
                 env=spec.env,
-                labels={**spec.labels, LABEL: spec.home, "flops.instance": self._instance, "flops.kind": "actor"},
+                labels={
+                    **spec.labels,
+                    LABEL: spec.home,
+                    OWNER: owner_of(self._folder.parent),
+                    "flops.instance": self._instance,
+                    "flops.kind": "actor",
+                    CLAIM: str(self._claim(spec.home).path),
+                },
                 memory_mb=spec.memory_mb,
                 vcpus=spec.vcpus,
                 binds=(
@@ -48,10 +62,27 @@ class DockerActors:
             container.start()
         return actor
 
-    def sweep(self, home: str) -> None:
-        """Removes the containers of an earlier run."""
+    def enter(self, home: str) -> None:
+        """Takes the lock of a home and removes the containers of an earlier run with it. Raises ServingError."""
+        claim = self._claims[home] = self._claim(home)
+        if not claim.take():
+            raise ServingError(
+                "FL7051",
+                "Another process trains the same run in containers.",
+                cure="Let it finish, or end it; this one is tried again.",
+                transient=True,
+            )
         for container in self._engine.containers(home):
             self._engine.remove(container)
+        remove_leftovers(self._engine, self._folder.parent)  # of projects that went while the engine was away
+
+    def leave(self, home: str) -> None:
+        """Gives the lock back; containers that are still there then are leftovers."""
+        if (claim := self._claims.pop(home, None)) is not None:
+            claim.forget()
+
+    def _claim(self, home: str) -> Claim:
+        return Claim(self._folder / f"{home}.run")
 
 
 class DockerActor:
@@ -108,4 +139,5 @@ def _give(path: Path, uid: int, gid: int) -> None:
     """Makes files and folders those of the containers' user; links are not followed."""
     for place, folders, files in os.walk(path):
         for name in (".", *folders, *files):
-            os.chown(Path(place, name), uid, gid, follow_symlinks=False)
+            with suppress(FileNotFoundError):  # what an actor of before made may go at this moment
+                os.chown(Path(place, name), uid, gid, follow_symlinks=False)

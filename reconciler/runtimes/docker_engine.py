@@ -7,15 +7,18 @@ Only engines of this machine can be used: containers are reached over a bridge o
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
+from docker.models.networks import Network
 from docker.types import LogConfig, Mount
 from requests.exceptions import RequestException
 
@@ -30,7 +33,9 @@ SCRATCH_MB = 256
 SOCKETS, SOCKET = "/run/flops", "http.sock"
 """Where a container without a network finds the folder for its socket, and that socket's name."""
 LABEL = "flops.home"
-"""On every container: which folder of which reconciler it belongs to."""
+"""On every container: which service or training run it belongs to."""
+OWNER = "flops.owner"
+"""On everything that is made in an engine: which state directory it belongs to, so that nobody removes another's."""
 _TIMEOUT = 60
 _SOME_VERSION = "1.41"
 """For a ping, which has none in its address."""
@@ -63,6 +68,11 @@ class ContainerSpec:
     binds: Sequence[Bind] = ()
     user: str | None = None
     workdir: str | None = None
+
+
+def owner_of(state: Path) -> str:
+    """The owner of what is made for a state directory."""
+    return hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:24]
 
 
 class DockerEngine:
@@ -177,11 +187,26 @@ class DockerEngine:
                 detach=True,
             )
 
-    def containers(self, home: str) -> list[Container]:
-        """The containers of a folder, running or not."""
+    def containers(self, home: str, *, label: str = LABEL) -> list[Container]:
+        """The containers with a label, by default those of a service or run, running or not."""
         client = self.client
         with self.answering():
-            return list(client.containers.list(all=True, filters={"label": f"{LABEL}={home}"}, ignore_removed=True))
+            return list(client.containers.list(all=True, filters={"label": f"{label}={home}"}, ignore_removed=True))
+
+    def networks(self, owner: str) -> list[Network]:
+        """The networks of an owner, with what is in them."""
+        client = self.client
+        with self.answering():
+            return list(client.networks.list(filters={"label": f"{OWNER}={owner}"}, greedy=True))
+
+    def remove_network(self, network: Network) -> None:
+        """Remove a network; nothing when it has gone or is in use again."""
+        with self.answering(), suppress(NotFound):
+            try:
+                network.remove()
+            except APIError as error:
+                if error.status_code != 403:  # it has endpoints
+                    raise
 
     def remove(self, container: Container) -> None:
         """Kill and remove a container; nothing when it has gone."""

@@ -19,6 +19,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from docker.models.containers import Container
 from requests.exceptions import RequestException
 
 from reconciler.errors import FlopsError
-from reconciler.runtimes.docker_claim import CONTENT, FRONT, Claim, claim_of
-from reconciler.runtimes.docker_engine import LABEL, SOCKET, SOCKETS, Bind, ContainerSpec, DockerEngine, ending
+from reconciler.runtimes.docker_claim import CLAIM, CONTENT, Claim, claim_of
+from reconciler.runtimes.docker_engine import LABEL, OWNER, SOCKET, SOCKETS, Bind, ContainerSpec, DockerEngine, ending
 
 STOP_SECONDS = 15
 """From SIGTERM to SIGKILL: longer than the inference server waits for clients with idle connections."""
@@ -47,7 +48,7 @@ def adopt_or_start(engine: DockerEngine, order: dict[str, Any], folder: Path) ->
     """A container of this content without a front, if it is healthy; else a new one. All others without a front go."""
     found: tuple[Container, Claim] | None = None
     for container in engine.containers(order["labels"][LABEL]):
-        claim = claim_of(container, folder)
+        claim = claim_of(container)
         if not claim.take():
             continue
         same = container.labels.get(CONTENT) == order["labels"][CONTENT] and container.status == "running"
@@ -62,7 +63,7 @@ def adopt_or_start(engine: DockerEngine, order: dict[str, Any], folder: Path) ->
 
 def _start(engine: DockerEngine, order: dict[str, Any], folder: Path) -> tuple[Container, Claim]:
     token = uuid.uuid4().hex[:12]
-    claim = Claim(folder, token)
+    claim = Claim(folder / f"{token}.front")
     claim.take()
     private = not order["port"]
     if private:
@@ -74,10 +75,10 @@ def _start(engine: DockerEngine, order: dict[str, Any], folder: Path) -> tuple[C
             image=order["image"],
             command=order["command"],
             env=order["env"],
-            labels={**order["labels"], FRONT: token},
+            labels={**order["labels"], CLAIM: str(claim.path)},
             memory_mb=order["memory_mb"],
             vcpus=order["vcpus"],
-            network=None if private else engine.internal_network(order["network"], {"flops.kind": "network"}),
+            network=None if private else engine.internal_network(order["network"], {OWNER: order["labels"][OWNER]}),
             binds=[
                 *([Bind(str(claim.sockets), SOCKETS, writable=True)] if private else ()),
                 *(Bind(path, path) for path in order["readable"]),
@@ -129,6 +130,7 @@ class Front:
         self._status = 0
         self._open: set[asyncio.Task[None]] = set()
         self._unanswered = 0
+        """Connections that were taken and that the container has not begun to answer."""
 
     async def run(self, shared: socket.socket, private: socket.socket, control: int) -> int:
         """The exit status: 0 when told to end, else the container's."""
@@ -137,28 +139,48 @@ class Front:
             threading.Thread(target=watch, args=(loop,), daemon=True).start()
         reader = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(control, "rb", 0))
-        async with await asyncio.start_server(self._pass, sock=private):
-            obeying = asyncio.create_task(self._obey(reader, shared))
-            await self._over.wait()
-            obeying.cancel()
-            if self._open:
-                await asyncio.wait(self._open, timeout=STOP_SECONDS)
+        self._take_from(private)
+        obeying = asyncio.create_task(self._obey(reader, shared))
+        await self._over.wait()
+        obeying.cancel()
+        loop.remove_reader(private)
+        if self._open:
+            await asyncio.wait(self._open, timeout=STOP_SECONDS)
         return self._status
 
+    def _take_from(self, listening: socket.socket) -> None:
+        """Take connections off a listening socket until its reader is removed.
+
+        Not `asyncio.start_server`: a server that is closed drops what it has accepted and not begun with, and nobody knows of these
+        connections until it has. Here each one counts from the moment in which it is taken.
+        """
+        listening.setblocking(False)
+
+        def take() -> None:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return  # another version took it, the client has gone, or there is no descriptor left for it yet
+            connection.setblocking(False)
+            self._unanswered += 1
+            task = asyncio.get_running_loop().create_task(self._pass(connection))
+            self._open.add(task)
+            task.add_done_callback(self._open.discard)
+
+        asyncio.get_running_loop().add_reader(listening, take)
+
     async def _obey(self, control: asyncio.StreamReader, shared: socket.socket) -> None:
-        listener: asyncio.Server | None = None
         while True:
             line = (await control.readline()).strip()
             if line == b"accept":
-                listener = await asyncio.start_server(self._pass, sock=shared, backlog=1024)
+                self._take_from(shared)
             elif not line:
                 # The supervisor is gone, not the service: the container stays for the front of the next one.
                 self.left = True
                 self._over.set()
                 return
             elif line == b"drain":
-                if listener is not None:
-                    listener.close()
+                asyncio.get_running_loop().remove_reader(shared)
                 self._stopping = True
                 await self._until_answered()
                 # SIGTERM: the server says `Connection: close` from now on; what is under way is passed on until it ends.
@@ -178,13 +200,11 @@ class Front:
         with contextlib.suppress(DockerException, RequestException, OSError):
             self._container.stop(timeout=STOP_SECONDS)
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 – asyncio runs callbacks of servers in tasks
-        self._open.add(task)
-        self._unanswered += 1
+    async def _pass(self, connection: socket.socket) -> None:
         counted = True
+        writer: asyncio.StreamWriter | None = None
         try:
+            reader, writer = await asyncio.open_connection(sock=connection)
             inner_reader, inner_writer = await self._connect()
             counted = False
             try:
@@ -195,8 +215,12 @@ class Front:
             pass  # the container does not listen, one side broke off, or the front ends: the client sees its connection end
         finally:
             self._unanswered -= counted
-            writer.close()
-            self._open.discard(task)
+            if writer is None:
+                connection.close()
+            else:
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()  # what is still in its buffer belongs to an answer
 
     async def _pump_answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -221,10 +245,16 @@ class Front:
             await asyncio.sleep(0.02)
 
     def _follow_log(self, _loop: asyncio.AbstractEventLoop) -> None:
-        with contextlib.suppress(DockerException, RequestException, OSError):
-            for part in self._container.logs(stream=True, follow=True):
-                sys.stdout.buffer.write(part)
-                sys.stdout.buffer.flush()
+        """What the container prints, until it ends; an engine that was restarted under it is asked for the rest."""
+        since: float | None = None
+        pause = threading.Event()
+        while not self._over.is_set():
+            with contextlib.suppress(DockerException, RequestException, OSError):
+                for part in self._container.logs(stream=True, follow=True, since=since):
+                    sys.stdout.buffer.write(part)
+                    sys.stdout.buffer.flush()
+                    since = time.time()
+            pause.wait(1.0)
 
     def _await_end(self, loop: asyncio.AbstractEventLoop) -> None:
         """Ends the front with its container. An engine that goes away is no end: the container may well go on."""

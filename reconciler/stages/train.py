@@ -9,13 +9,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-from reconciler.actors import ActorImages
 from reconciler.digests import short
 from reconciler.errors import TrainingError
 from reconciler.federation.containers import in_containers
 from reconciler.federation.launching import Launch, Link
 from reconciler.federation.training import ClusterShare, RoundResult, TrainingEvent, TrainingJob, TrainingResult, run_training
-from reconciler.images.bytecode import VARIABLE as BYTECODE
 from reconciler.nodes.fab import LearnerSpec
 from reconciler.runtime_version import TRAINING_VERSION
 from reconciler.spec.training import TrainingConfiguration
@@ -85,14 +83,7 @@ def _launch(work: Work) -> Launch | None:
     """How the aggregator is started: as a process, or as a container with others for its learners."""
     if not work.in_containers:
         return None
-    folder = work.tools.bytecode(work.environment, work.lock) if work.environment and work.lock else None
-    images = ActorImages(
-        learner=work.image("learner"),
-        aggregator=work.image("aggregator"),
-        binds=(folder,) if folder else (),
-        env={BYTECODE: str(folder)} if folder else {},
-    )
-    return in_containers(work.tools.actors(), images)
+    return in_containers(work.tools.actors(), build.actor_images(work))
 
 
 def _job(work: Work) -> TrainingJob:
@@ -115,7 +106,7 @@ def _job(work: Work) -> TrainingJob:
         project=work.desired.name,
         digest=work.desired.run_digest,
         customer=work.desired.customer,
-        repo_dir=work.repo_dir,
+        repo_dir=build.CODE_IN_IMAGE if work.in_containers and federation is None else work.repo_dir,
         python=work.environment.python,
         shards=work.shards,
         holdout=holdout if holdout and holdout.is_file() else None,

@@ -42,6 +42,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     )
 
 
+@pytest.fixture(scope="session")
+def four_shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """Shards of different sizes, so that weights matter."""
+    root = tmp_path_factory.mktemp("four")
+    return tuple(write_arrow(root / f"shard-{index}.arrow", 100 + 60 * index, index + 1) for index in range(4))
+
+
 @pytest.fixture
 def repo(tmp_path: Path) -> Path:
     """A copy of the example ML repo, to be spoilt."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,15 @@ from docker.models.containers import Container
 
 from reconciler.actors import ActorImages
 from reconciler.errors import TrainingError
+from reconciler.federation.boxed_check import CheckedRepo, check_in_container
 from reconciler.federation.containers import in_containers
-from reconciler.federation.training import TrainingEvent, TrainingJob, TrainingResult, run_training
+from reconciler.federation.contract_check import ContractReport, check_contract
+from reconciler.federation.training import ClusterShare, TrainingEvent, TrainingJob, TrainingResult, run_training
 from reconciler.runtime_version import mlruntime_dir
 from reconciler.runtimes.docker_actors import DockerActors
 from reconciler.runtimes.docker_engine import DockerEngine
 from tests.dockerkit import Cable, base_image, open_engine, site_packages
+from tests.federation.test_training import same
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,7 @@ def engine() -> DockerEngine:
 
 @pytest.fixture(scope="module")
 def images(engine: DockerEngine) -> ActorImages:
-    """A bare Debian; the environment that the tests run in is mounted."""
+    """A bare Debian; the environment that the tests run in is mounted, and so is the ML repo, which they spoil."""
     base = base_image(engine)
     return ActorImages(
         base,
@@ -48,9 +52,10 @@ def images(engine: DockerEngine) -> ActorImages:
 class Boxed:
     """Runs jobs in containers and keeps what they told."""
 
-    def __init__(self, engine: DockerEngine, images: ActorImages) -> None:
+    def __init__(self, engine: DockerEngine, images: ActorImages, folder: Path) -> None:
         self.engine = engine
         self.images = images
+        self.folder = folder
         self.events: list[TrainingEvent] = []
 
     def __call__(
@@ -63,7 +68,7 @@ class Boxed:
             self.events.append(event)
             on_event(event)
 
-        launch = in_containers(DockerActors(self.engine, instance="test"), self.images)
+        launch = in_containers(DockerActors(self.engine, self.folder, instance="test"), self.images)
         return run_training(job, on_event=both, cancelled=cancelled, launch=launch)
 
     def containers(self, job: TrainingJob) -> list[Container]:
@@ -71,8 +76,8 @@ class Boxed:
 
 
 @pytest.fixture
-def boxed(engine: DockerEngine, images: ActorImages, job: TrainingJob) -> Iterator[Boxed]:
-    made = Boxed(engine, images)
+def boxed(engine: DockerEngine, images: ActorImages, job: TrainingJob, repo: Path, tmp_path: Path) -> Iterator[Boxed]:
+    made = Boxed(engine, replace(images, binds=(*images.binds, repo)), tmp_path / "actors")
     yield made
     assert made.containers(job) == []
 
@@ -146,16 +151,16 @@ def test_a_killed_reconciler_takes_its_containers_with_it(job: TrainingJob, boxe
         "import pickle, sys; from reconciler.federation.containers import in_containers;"
         "from reconciler.federation.training import run_training;"
         "from reconciler.runtimes.docker_actors import DockerActors; from reconciler.runtimes.docker_engine import DockerEngine;"
-        "job, images = pickle.load(sys.stdin.buffer);"
+        "job, images, folder = pickle.load(sys.stdin.buffer);"
         "run_training(job, on_event=lambda e: print(e.kind, flush=True), cancelled=lambda: False,"
-        " launch=in_containers(DockerActors(DockerEngine(), instance='test'), images))"
+        " launch=in_containers(DockerActors(DockerEngine(), folder, instance='test'), images))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as reconciler:
         assert reconciler.stdin is not None
         assert reconciler.stdout is not None
-        reconciler.stdin.write(pickle.dumps((replace(job, rounds=100_000), boxed.images)))
+        reconciler.stdin.write(pickle.dumps((replace(job, rounds=100_000), boxed.images, boxed.folder)))
         reconciler.stdin.close()
         while reconciler.stdout.readline() != b"round\n":
             pass
@@ -170,16 +175,22 @@ def test_a_killed_reconciler_takes_its_containers_with_it(job: TrainingJob, boxe
 
 
 def test_user_code_finds_no_network_and_nothing_of_the_machine(job: TrainingJob, boxed: Boxed, spoil) -> None:
+    data = [str(path) for path in (*job.shards, job.holdout)]
     probe = (
         "import os\n"
         "print('NET', [line.split(':')[0].strip() for line in open('/proc/net/dev') if ':' in line], flush=True)\n"
         "print('UID', os.getuid(), 'PIDS', sorted(int(n) for n in os.listdir('/proc') if n.isdigit())[-1], flush=True)\n"
+        f"print('DATA', [path for path in {data} if os.path.exists(path)], flush=True)\n"
+        f"print('RUN', os.path.exists('{job.run_dir}/job.json'), flush=True)\n"
     )
     spoil("import", f"{probe}import", file="model_manager.py")
     boxed(replace(job, rounds=1))
     said = (job.run_dir / "child.log").read_text()
     assert "NET ['lo']" in said
     assert "UID 0" not in said
+    seen = [line for line in said.splitlines() if line.startswith("DATA")]
+    assert sorted(seen) == sorted(f"DATA ['{path}']" for path in data), "each sees its own data alone"
+    assert "RUN True" not in said
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root has files there")
@@ -191,7 +202,7 @@ def test_data_below_the_home_of_root_is_found(job: TrainingJob, boxed: Boxed) ->
 
 
 def test_an_engine_that_is_gone(job: TrainingJob, images: ActorImages, tmp_path: Path) -> None:
-    actors = DockerActors(DockerEngine(f"unix://{tmp_path}/no.sock"))
+    actors = DockerActors(DockerEngine(f"unix://{tmp_path}/no.sock"), tmp_path / "actors")
     with pytest.raises(TrainingError) as caught:
         run_training(job, on_event=lambda _: None, cancelled=lambda: False, launch=in_containers(actors, images))
     assert caught.value.code == "FL5510"
@@ -202,7 +213,7 @@ def test_an_engine_that_goes_away_in_the_middle(job: TrainingJob, engine: Docker
     """A transient error; the next run sweeps what could not be removed and goes on after the last finished round."""
     cable = Cable(engine)
     try:
-        launch = in_containers(DockerActors(DockerEngine(cable.host), instance="test"), boxed.images)
+        launch = in_containers(DockerActors(DockerEngine(cable.host), boxed.folder, instance="test"), boxed.images)
 
         def pull(event: TrainingEvent) -> None:
             if event.kind == "round" and event.round == 2:
@@ -221,14 +232,96 @@ def test_an_engine_that_goes_away_in_the_middle(job: TrainingJob, engine: Docker
     assert boxed(replace(job, rounds=done + 1)).resumed_from >= 2
 
 
-def test_an_image_that_cannot_work(job: TrainingJob, engine: DockerEngine) -> None:
+def test_an_image_that_cannot_work(job: TrainingJob, engine: DockerEngine, tmp_path: Path) -> None:
     base = base_image(engine)
     with pytest.raises(TrainingError) as caught:
         run_training(
             job,
             on_event=lambda _: None,
             cancelled=lambda: False,
-            launch=in_containers(DockerActors(engine, instance="test"), ActorImages(base, base)),
+            launch=in_containers(DockerActors(engine, tmp_path / "actors", instance="test"), ActorImages(base, base)),
         )
     assert caught.value.code == "FL5511"
     assert "No module named" in (job.run_dir / "child.log").read_text()
+
+
+def test_clusters_learn_in_containers_what_they_learn_in_processes(
+    job: TrainingJob, four_shards: tuple[Path, ...], boxed: Boxed, run, tmp_path: Path
+) -> None:
+    """Each cluster aggregator has its own learners, each learner its own shard, and all of them their limits."""
+    clusters = (ClusterShare("a", 2), ClusterShare("b", 2))
+    job = replace(job, shards=four_shards, clusters=clusters, cycles=2, rounds=2)
+    seen: list[Container] = []
+
+    def look(event: TrainingEvent) -> None:
+        if event.kind == "round" and event.round == 1:
+            seen.extend(boxed.containers(job))
+
+    result = boxed(job, on_event=look)
+    assert {name: [item.round for item in rounds] for name, rounds in result.clusters.items()} == {
+        "a": [1, 2, 3, 4],
+        "b": [1, 2, 3, 4],
+    }
+    run(job, run_dir=tmp_path / "processes")
+    assert same(job.run_dir, tmp_path / "processes", 2)
+    roles = Counter(item.labels["flops.role"] for item in seen)
+    assert roles == {"aggregator": 1, "cluster": 2, "learner": 4, "export": 1}
+    for item in seen:
+        host = item.attrs["HostConfig"]
+        assert host["NetworkMode"] == "none"
+        assert host["Memory"] == host["MemorySwap"] >= (job.memory_mb + 400) << 20
+        assert host["NanoCpus"] == job.vcpus * 10**9
+        given = {Path(mount["Source"]) for mount in item.attrs["Mounts"]} & {*four_shards, job.holdout}
+        assert len(given) == (1 if item.labels["flops.role"] in ("learner", "export") else 0)
+
+
+def test_virtual_learners_share_one_container_and_learn_the_same(
+    job: TrainingJob, four_shards: tuple[Path, ...], boxed: Boxed, run, tmp_path: Path
+) -> None:
+    four_shards[0].parent.chmod(0o755)  # as folders of shards are; pytest's let nobody in
+    job = replace(job, shards=four_shards, rounds=2, simulation={"processes": 1})
+    seen: list[Container] = []
+
+    def look(event: TrainingEvent) -> None:
+        if event.kind == "round" and event.round == 1:
+            seen.extend(boxed.containers(job))
+
+    boxed(job, on_event=look)
+    run(job, run_dir=tmp_path / "processes")
+    assert same(job.run_dir, tmp_path / "processes", 2)
+    host = next(item for item in seen if item.labels["flops.role"] == "virtual")
+    assert host.attrs["HostConfig"]["Memory"] == (400 + 3 * job.memory_mb) << 20
+    assert Counter(item.labels["flops.role"] for item in seen) == {"aggregator": 1, "virtual": 1, "export": 1}
+
+
+@pytest.fixture
+def checked(boxed: Boxed, repo: Path, shards: tuple[Path, ...]) -> Callable[[], ContractReport]:
+    """Checks the ML repo in a container."""
+    asked = CheckedRepo("digits", repo, shards[0], "sklearn", memory_mb=100, vcpus=1)
+    actors = DockerActors(boxed.engine, boxed.folder, instance="test")
+    return lambda: check_in_container(actors, boxed.images, asked)
+
+
+def test_the_check_of_an_ml_repo_in_a_container_is_that_of_a_process(checked, repo: Path, shards: tuple[Path, ...]) -> None:
+    report = checked()
+    assert replace(report, seconds={}) == replace(check_contract(Path(sys.executable), repo, shards[0], "sklearn"), seconds={})
+
+
+def test_what_the_check_finds_in_a_container_is_told_with_its_place(checked, spoil, boxed: Boxed) -> None:
+    spoil(
+        "def fit_model(self)",
+        "def fit_model(self):\n        raise ValueError(open('/proc/net/dev').read().count(':'))\n\n    def f(self)",
+    )
+    with pytest.raises(TrainingError) as caught:
+        checked()
+    assert caught.value.where is not None
+    assert caught.value.where.path == "model_manager.py"
+    assert "ValueError: 1" in caught.value.cause, "no network but lo"
+    assert not boxed.folder.exists() or list(boxed.folder.iterdir()) == []
+
+
+def test_a_check_that_needs_too_much_memory_is_told_with_the_limit(checked, spoil) -> None:
+    spoil("def fit_model(self)", "def fit_model(self):\n        hoard = bytearray(b'x' * 900_000_000)\n\n    def f(self)")
+    with pytest.raises(TrainingError) as caught:
+        checked()
+    assert (caught.value.code, "500 MB" in caught.value.cause) == ("FL5022", True)

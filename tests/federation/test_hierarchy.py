@@ -16,18 +16,10 @@ import pytest
 
 from reconciler.errors import TrainingError
 from reconciler.federation.training import ClusterShare, TrainingEvent, TrainingJob
-from tests.federation.conftest import write_arrow
 from tests.federation.processes import aggregator_of, cluster_aggregator_of, learners_of
 from tests.federation.test_training import parameters, same
 
 FIT = '        """Mini-batch'
-
-
-@pytest.fixture(scope="session")
-def four_shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    """Shards of different sizes, so that weights matter."""
-    root = tmp_path_factory.mktemp("four")
-    return tuple(write_arrow(root / f"shard-{index}.arrow", 100 + 60 * index, index + 1) for index in range(4))
 
 
 @pytest.fixture

@@ -25,19 +25,22 @@ def environment(tmp_path: Path) -> Path:
     return tmp_path / "env"
 
 
-def test_python_takes_it_instead_of_compiling(tmp_path: Path, environment: Path) -> None:
+@pytest.mark.parametrize(("changed", "taken"), [("", True), ("# other\n", False)], ids=["same source", "other source"])
+def test_python_takes_it_instead_of_compiling_the_same_source(tmp_path: Path, environment: Path, changed: str, taken: bool) -> None:
     site = tmp_path / "site"
     (site / "package").mkdir(parents=True)
     (site / "package" / "__init__.py").write_text("")
-    # Other text shows that it is not compiled: in an image it is the same.
-    (site / "package" / "module.py").write_text("def where():\n    return 'not compiled', ''\n")
+    source = "def where():\n    return 'compiled', where.__code__.co_filename\n"
+    (site / "package" / "module.py").write_text(source + changed)
     os.utime(site / "package" / "module.py", (315_532_800, 315_532_800))
     folder = bytecode_folder(environment, "a" * 64, tmp_path / "cache", site=str(site))
     done = subprocess.run(
-        [sys.executable, "-B", "-c", "from package.module import where; print(*where())"],
+        [sys.executable, "-B", "-v", "-c", "from package.module import where; print(*where())"],
         env={VARIABLE: str(folder), "PYTHONPATH": str(site)}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["compiled", str(site / "package" / "module.py")]
+    used = [line for line in done.stderr.splitlines() if "code object from" in line and "module" in line]
+    assert [".pyc" in line for line in used] == [taken]
 
 
 def test_it_is_made_once_and_complete_or_not_at_all(tmp_path: Path, environment: Path) -> None:
@@ -49,4 +52,4 @@ def test_it_is_made_once_and_complete_or_not_at_all(tmp_path: Path, environment:
     with pytest.raises(ImageError) as refused:
         bytecode_folder(tmp_path / "gone", "b" * 64, tmp_path / "cache")
     assert refused.value.code == "FL6115"
-    assert sorted(path.name for path in (tmp_path / "cache" / "bytecode").iterdir() if path.is_dir()) == ["a" * 32]
+    assert sorted(path.name for path in (tmp_path / "cache" / "bytecode").iterdir() if path.is_dir()) == [f"{'a' * 32}-2"]

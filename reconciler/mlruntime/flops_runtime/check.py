@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,15 @@ _TOLERANCE = 1e-3
 def main(arguments: list[str]) -> int:
     """Checks one ML repo. The last line on the descriptor has `report` or `failure`."""
     sandbox.die_with_parent()
-    spec: dict[str, Any] = json.loads(Path(arguments[0]).read_bytes())
-    fd = int(arguments[1])
+    return _told(json.loads(Path(arguments[0]).read_bytes()), int(arguments[1]))
 
+
+def run(connection: Connection, spec: dict[str, Any]) -> None:
+    """The same in a container, where the order comes through the door."""
+    _told(spec, connection.fileno())
+
+
+def _told(spec: dict[str, Any], fd: int) -> int:
     def tell(**content: Any) -> None:
         os.write(fd, json.dumps(content).encode() + b"\n")
 

@@ -1,6 +1,7 @@
 """A cluster aggregator: a learner to the root, an aggregator to the learners of its own cluster.
 
-It is one process with its own nursery, and so with its own learners: when it dies they die with it. Flower's API stands at both
+It is one process with its own nursery, and so with its own learners: when it dies they die with it. In a container it orders
+them from the reconciler, which starts each in a container of its own. Flower's API stands at both
 of its sides: a ClientApp answers the root, and each cycle is a ServerApp over the cluster's grid. A cycle starts from the
 parameters that the root sends, with a new strategy. Its rounds are checkpoints in a directory of the cycle, which belongs to
 these parameters: a cluster aggregator that was killed goes on after its last finished round when it is asked again.
@@ -26,18 +27,21 @@ from flops_runtime.checkpoints import Checkpoints, write_atomically
 from flops_runtime.failures import Failure
 from flops_runtime.grid import EmbeddedGrid
 from flops_runtime.learner import RUNTIME_DIR
-from flops_runtime.nursery import Nursery
+from flops_runtime.nursery import Nursery, OrderedNursery
 from flops_runtime.strategies import of_job
 
 
-def run(connection: Connection, spec: dict[str, Any]) -> None:
-    """The cluster aggregator process, from its birth until the root closes the connection."""
+def run(connection: Connection, spec: dict[str, Any], ordered: int | None = None) -> None:
+    """The cluster aggregator process, from its birth until the root closes the connection.
+
+    `ordered` is the descriptor of the socket where learners are ordered that it may not start itself.
+    """
     job = spec["job"]
     directory, work = Path(spec["directory"]), Path(spec["work_dir"])
     work.mkdir(parents=True, exist_ok=True)
     given = [Path(learner["data"]) for learner in spec["learners"]]
     sandbox.enter([RUNTIME_DIR, Path(job["repo_dir"]), *given], [directory, work])
-    nursery = Nursery.split(connection)
+    nursery = Nursery.split(connection) if ordered is None else OrderedNursery(ordered)
     identity.set_identity()
     tell = _Relay(connection)
     learners = [{**learner, "work_dir": str(work / f"learner-{learner['learner']}")} for learner in spec["learners"]]

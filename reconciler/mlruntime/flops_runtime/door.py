@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     threading.Thread(target=_end_with, args=(fds[0],), name="life", daemon=True).start()
     module = importlib.import_module(f"flops_runtime.{order['role']}")
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # then there is nobody left to tell
-        module.run(Connection(fds[0]), order["spec"])
+        module.run(Connection(fds[0]), order["spec"], *fds[1:])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -135,6 +135,8 @@ class Server(uvicorn.Server):
         self._inference = inference
         self._shared = shared
         self._control = control
+        self._beginning: set[asyncio.Task[None]] = set()
+        """Connections that were taken off the shared socket and that uvicorn does not count yet."""
 
     async def startup(self, sockets: Any = None) -> None:
         """Listen, then obey the supervisor."""
@@ -147,21 +149,36 @@ class Server(uvicorn.Server):
             self._obeying = asyncio.create_task(self._obey(reader))
 
     async def _obey(self, control: asyncio.StreamReader) -> None:
-        listener: Optional[asyncio.AbstractServer] = None
+        loop = asyncio.get_running_loop()
         while True:
             line = (await control.readline()).strip()
             if line == b"accept" and self._shared is not None:
-                listener = await asyncio.get_running_loop().create_server(self._protocol, sock=self._shared, backlog=1024)
+                self._shared.setblocking(False)
+                loop.add_reader(self._shared, self._take, self._shared)
             elif line == b"drain":
                 self._inference.draining = True
-                if listener is not None:
-                    listener.close()
+                if self._shared is not None:
+                    loop.remove_reader(self._shared)
                 await self._until_quiet()
                 self.should_exit = True
                 return
             elif not line:
                 self.should_exit = True
                 return
+
+    def _take(self, shared: socket.socket) -> None:
+        """Take one connection; a server of asyncio's that is closed drops what it has accepted and not begun with."""
+        try:
+            connection, _ = shared.accept()
+        except OSError:
+            return  # another version took it, the client has gone, or there is no descriptor left for it yet
+        task = asyncio.get_running_loop().create_task(self._begin(connection))
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
+
+    async def _begin(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """SIGTERM drains as the supervisor's word does: a container's runtime and Kubernetes have no other way to say it."""
@@ -186,7 +203,7 @@ class Server(uvicorn.Server):
         """Give clients that keep connections open the time to meet a `Connection: close`."""
         steps = 50
         for _ in range(steps):
-            if not self.server_state.connections:
+            if not self.server_state.connections and not self._beginning:
                 return
             await asyncio.sleep(DRAIN_SECONDS / steps)
 
