@@ -11,6 +11,8 @@
     ├── ServingError            FL7xxx  runtimes and inference: ports, health, verification
     ├── StatusError             FL8xxx  the status branch
     ├── WebError                FL93xx  webhooks and the web server
+    ├── NotifyError             FL94xx  telling people outside of Git: forges, webhooks of ours
+    ├── SecretError             FL96xx  secrets that settings refer to
     └── ControllerError         FL9xxx  the loop, the journal, the disk
 
 Every code has one line in `CODES`; `docs/errors.md` is made from it. An error says what happened (`cause`), what to do
@@ -320,6 +322,10 @@ CODES: dict[str, str] = {
     "FL9308": "not an address to listen at",
     "FL9309": "an address at which nothing can listen",
     "FL9310": "an address that others can reach, without a token",
+    # --- FL96xx secrets
+    "FL9601": "the variable of a secret is not set",
+    "FL9602": "the file of a secret cannot be read",
+    "FL9603": "a secret that cannot be used",
 }
 
 
@@ -411,6 +417,14 @@ class StatusError(FlopsError):
 
 class WebError(FlopsError):
     """A webhook or request that is refused, or a web server that cannot be."""
+
+
+class NotifyError(FlopsError):
+    """A forge or webhook that people should be told by, and that cannot be reached or refuses."""
+
+
+class SecretError(FlopsError):
+    """A secret that settings refer to and that is not there or cannot be used."""
 
 
 class ControllerError(FlopsError):
