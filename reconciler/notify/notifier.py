@@ -11,9 +11,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Protocol
 
-from reconciler.errors import FlopsError
+from reconciler.errors import FlopsError, NotifyError
 from reconciler.events import Observer
 from reconciler.execution import unexpected
 from reconciler.journal import Journal
@@ -115,8 +116,10 @@ class Notifier:
             sender.close()
 
     def waiting(self) -> dict[str, int]:
-        """How much waits for each target."""
-        return {name: self._outbox.waiting(name) for name in self.targets}
+        """How much waits for each target; nothing where that cannot be read."""
+        with suppress(NotifyError):
+            return {name: self._outbox.waiting(name) for name in self.targets}
+        return {}
 
     def _work(self) -> None:
         while True:

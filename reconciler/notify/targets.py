@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from reconciler.notify.channels import Channel, Comments, Statuses, Webhook
@@ -13,6 +14,14 @@ from reconciler.notify.origin import home
 from reconciler.notify.outbox import Outbox
 from reconciler.secrets import Secret, resolve
 from reconciler.spec.notify import NotifyTarget
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look at a target showed; `may_write` is None where that is not known."""
+
+    text: str
+    may_write: bool | None = None
 
 
 def channels(target: NotifyTarget, remote_url: str, outbox: Outbox, environ: Mapping[str, str]) -> Sequence[Channel]:
@@ -29,19 +38,18 @@ def forge(target: NotifyTarget, remote_url: str, environ: Mapping[str, str]) -> 
     return FORGES[target.type](target, home(target, remote_url), _secret(target, environ), Exchange(target.name))
 
 
-def examine(target: NotifyTarget, remote_url: str, environ: Mapping[str, str]) -> str:
-    """Look at a target without writing; what is to be said of it. Raises NotifyError or SecretError when it could not be told."""
+def look_at(target: NotifyTarget, remote_url: str, environ: Mapping[str, str]) -> Look:
+    """Look at a target without writing. Raises NotifyError or SecretError when it could not be told."""
     if target.url is not None:
         secret = resolve(target.secret_ref, environ=environ)
         # Whatever it answers to a HEAD, it is there.
         status = Exchange(target.name)("HEAD", target.url, {}, secret, checked=False).status
-        return f"answers (status {status}); whether it accepts our signature is seen with the first message"
+        return Look(f"answers (status {status} to HEAD); only a message shows whether it accepts the signature")
     told = forge(target, remote_url, environ)
-    may = told.may_write()
+    may_write = told.may_write()
     commenter = f", comments as {told.me()}" if target.comments else ""
-    if may is None:
-        return f"shows the repository{commenter}; it does not say whether the token may write"
-    return f"shows the repository{commenter}" + ("" if may else "; the token may not write to it")
+    unsaid = "; it does not say whether the token may write" if may_write is None else ""
+    return Look(f"shows the repository{commenter}{unsaid}", may_write)
 
 
 def _secret(target: NotifyTarget, environ: Mapping[str, str]) -> Callable[[], Secret]:
