@@ -151,7 +151,9 @@ def marker(instance: str) -> str:
 def body(notices: Sequence[Notice]) -> str:
     """The comment: a table with a line for each project."""
     commits = ", ".join(dict.fromkeys(code(item.commit[:12]) for item in notices))
-    rows = [f"| {code(item.project)} | {_MARKS[item.state]} | {code(item.reason)} | {code(item.message)} |" for item in notices]
+    rows = [
+        f"| {code(item.project, 80)} | {_MARKS[item.state]} | {code(item.reason, 60)} | {code(item.message)} |" for item in notices
+    ]
     more = f"\n\n… and {len(rows) - MAX_ROWS} more." if len(rows) > MAX_ROWS else ""
     instance = code(notices[0].instance) if notices else ""
     head = f"**flops** – instance {instance}, commit {commits}\n\n| project | state | reason | says |\n| --- | --- | --- | --- |\n"

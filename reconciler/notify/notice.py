@@ -129,4 +129,4 @@ def _key(document: Document) -> str:
     said = sorted((item.get("type", ""), item.get("status", ""), item.get("reason", "")) for item in document.get("conditions", ()))
     error = str((document.get("error") or {}).get("code", ""))
     version = str((document.get("model") or {}).get("version", ""))
-    return orjson.dumps([said, error, version, digest_of(document)]).decode(errors="replace")
+    return texts.line([said, error, version, digest_of(document)])

@@ -144,10 +144,14 @@ class Notifier:
             error = str(known)
         except Exception as bug:
             error = str(unexpected(bug))
-        if error and error != self._error:
+        if error:
+            self._once(error)
+        return not error
+
+    def _once(self, error: str) -> None:
+        if error != self._error:
             self._complain(error)
         self._error = error
-        return not error
 
     def _take(self, documents: Mapping[str, Document], commit: str) -> None:
         """Find the transitions and write them down; nothing of it counts before that."""
@@ -157,11 +161,16 @@ class Notifier:
         changed = {name for name, document in documents.items() if seen.get(name) is not document} | (
             self._told.keys() - documents.keys()
         )
-        now, notices, told = self._clock(), list[Notice](), dict[str, Told | None]()
+        notices, told = list[Notice](), dict[str, Told | None]()
         for name in sorted(changed | (touched.keys() & documents.keys())):
             document, before = documents.get(name), self._told.get(name)
-            where = touched.get(name, "") or self._commit_of(name, before, document, commit)
-            item = notice(self._instance, name, where, document, now)
+            try:
+                where = touched.get(name, "") or self._commit_of(name, before, document, commit)
+                item = notice(self._instance, name, where, document, self._clock())
+                item.to_json()
+            except Exception as bug:  # one project's document or name that cannot be told; the others are
+                self._once(f"{name!r} cannot be told: {unexpected(bug)}")
+                continue
             if before is not None and before.key == item.key and name not in touched:
                 continue
             told[name] = Told(where, item.digest, item.key) if document is not None else None

@@ -6,22 +6,15 @@ references or HTML; and should one look there, the `@` is followed by a characte
 
 from __future__ import annotations
 
-import re
-
 MAX_DESCRIPTION = 140
 """GitHub's limit, in characters; the other forges take more."""
 MAX_CONTEXT = 200
-MAX_CELL = 400
-# Control, direction and invisible characters, and halves of surrogate pairs, which are no UTF-8.
-_UNSAFE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb"
-    r"\ud800-\udfff\U000e0000-\U000e0fff]+"
-)
+MAX_CELL = 300
 
 
 def line(text: object) -> str:
-    """One line without what cannot be seen."""
-    return " ".join(_UNSAFE.sub(" ", str(text)).split())
+    """One line without what cannot be seen: control, direction and invisible characters, halves of surrogate pairs."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
 
 
 def cut(text: str, length: int) -> str:
@@ -39,7 +32,7 @@ def context(instance: str, project: str) -> str:
     return cut(f"flops/{line(instance)}/{line(project)}", MAX_CONTEXT)
 
 
-def code(text: object) -> str:
+def code(text: object, length: int = MAX_CELL) -> str:
     """A code span for a cell of a Markdown table; nothing for nothing."""
-    shown = cut(line(text), MAX_CELL).replace("`", "'").replace("|", "¦").replace("\\", "⧵").replace("@", "@\u200b")
+    shown = cut(line(text), length).replace("`", "'").replace("|", "¦").replace("\\", "⧵").replace("@", "@\u200b")
     return f"`{shown}`" if shown else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,17 @@ def notice(project: str = "digits", commit: str = A, state: State = State.SUCCES
 class Sending:
     """A sender of one target, step by step."""
 
-    def __init__(self, forge: Forge, path: Path, *targets: NotifyTarget, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        forge: Forge,
+        path: Path,
+        *targets: NotifyTarget,
+        environ: dict[str, str] | None = None,
+        monotonic: Callable[[], float] | None = None,
+    ) -> None:
         self.forge, self.path = forge, path
         self.clock, self.wall = Clock(), Clock()
+        self.monotonic = monotonic or self.clock
         self.targets = targets or (target(forge),)
         self.environ = ENVIRON if environ is None else environ
         self.said: list[str] = []
@@ -58,7 +67,7 @@ class Sending:
         self.senders = [
             Sender(
                 item.name, channels(item, "", self.outbox, self.environ), self.outbox, self.said.append, pause=item.pause,
-                monotonic=self.clock, uniform=lambda _, high: high,
+                monotonic=self.monotonic, uniform=lambda _, high: high,
             )
             for item in self.targets
         ]  # fmt: skip
