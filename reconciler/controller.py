@@ -28,6 +28,7 @@ from reconciler.execution import Ending, Execution, unexpected
 from reconciler.lease import TERM, Heartbeat, Lease
 from reconciler.ledger import Finished, Ledger
 from reconciler.looking import Looker, ProjectView, View
+from reconciler.notify.notifier import open_notifier
 from reconciler.pace import Pace
 from reconciler.plan import Change
 from reconciler.publishing import Publisher
@@ -63,6 +64,7 @@ class Controller:
         self._asking = pool or ThreadPoolExecutor(max_workers=4, thread_name_prefix="ml-repo")
         self._monotonic, self._wait = monotonic, wait
         self._publisher = publisher or Publisher(engine.status, lambda text: observer.tell("", "warning", text))
+        self.notifier = open_notifier(engine.config, engine.journal, engine.repo, observer)
         self.lease = lease or Lease(engine.journal, monotonic=monotonic)
         poll = engine.config.poll_interval
         self.revisions = Revisions(
@@ -183,6 +185,7 @@ class Controller:
     def _lose(self) -> None:
         """The lease is somebody else's: call off everything, start nothing, tell nothing."""
         self._lost.set()
+        self.notifier.rest()
         with self._changed:
             self._changed.notify_all()
 
@@ -226,6 +229,7 @@ class Controller:
                 self._looker.fetch(self._complain)
             if self.view is None:
                 self.ledger.load(self._publisher.load())
+                self.notifier.begin(self.ledger.documents)
                 self.queue.keep(())
             elif fetch and self._publisher.was_changed():
                 self.ledger.dirty = True  # somebody wrote to the status branch: it is ours, so it says again what is so
@@ -365,6 +369,8 @@ class Controller:
     def _offer(self) -> None:
         if (documents := self.ledger.take_dirty()) is not None:
             self._publisher.offer(documents)
+        if self.view is not None:
+            self.notifier.offer(self.ledger.documents, self.view.commit, changed=documents is not None)
 
     def _rest(self, seconds: float | None, *, draining: bool = False) -> None:
         with self._changed:
@@ -390,9 +396,11 @@ class Controller:
             self._collect(self._monotonic())
         if not self._lost.is_set():
             self._offer()
+            self.notifier.flush()
 
     def _end(self) -> None:
         self._drain()
         self._publisher.close()
+        self.notifier.close()
         for pool in {self._pool, self._asking}:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -12,10 +12,11 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -25,6 +26,7 @@ from reconciler.errors import FlopsError, SpecErrors
 from reconciler.images.reference import Reference
 from reconciler.images.registry import Registry
 from reconciler.lease import holder_is_dead
+from reconciler.notify.targets import look_at
 from reconciler.runtime_version import mlruntime_dir
 from reconciler.runtimes.docker import uses_containers
 from reconciler.runtimes.docker_engine import DockerEngine
@@ -32,6 +34,7 @@ from reconciler.runtimes.docker_leftovers import leftovers
 from reconciler.source import GitRepo, command
 from reconciler.source.git import REMOTE
 from reconciler.spec import OperatorConfig
+from reconciler.spec.notify import NotifyTarget
 
 GIGABYTE = 1_000_000_000
 LEAST_DISK, GOOD_DISK = 1 * GIGABYTE, 5 * GIGABYTE
@@ -59,6 +62,9 @@ class Finding:
     cure: str = ""
 
 
+Check = Callable[[], Finding]
+
+
 @dataclass(slots=True)
 class Doctor:
     """The checks of one clone, its state directory and the cache. `clock` is seconds since the epoch."""
@@ -75,7 +81,14 @@ class Doctor:
 
     def examine(self) -> Iterator[Finding]:
         """Every finding, in the order in which trouble is best mended. Never raises."""
-        for name, check in (
+        for name, check in self._checks():
+            yield self._safely(name, check)
+        # After the settings were read: one for each.
+        for target in self.config.notify:
+            yield self._safely(f"notify {target.name}", partial(self._notify, target))
+
+    def _checks(self) -> Sequence[tuple[str, Check]]:
+        return (
             ("git", self._git),
             ("settings", self._settings),
             ("remote", self._remote),
@@ -92,16 +105,18 @@ class Doctor:
             ("registry", self._registry),
             ("ports", self._ports),
             ("sandbox", self._sandbox),
-        ):
-            try:
-                yield check()
-            except SpecErrors as errors:
-                yield _failed(name, errors.errors[0])
-            except FlopsError as error:
-                yield _failed(name, error)
-            except (OSError, sqlite3.Error, httpx.HTTPError, subprocess.SubprocessError) as error:
-                cure = "Mend what it names; the other checks went on."
-                yield Finding(name, Level.FAIL, f"The check could not be made: {error}.", "FL9201", cure)
+        )
+
+    def _safely(self, name: str, check: Check) -> Finding:
+        try:
+            return check()
+        except SpecErrors as errors:
+            return _failed(name, errors.errors[0])
+        except FlopsError as error:
+            return _failed(name, error)
+        except (OSError, sqlite3.Error, httpx.HTTPError, subprocess.SubprocessError) as error:
+            cure = "Mend what it names; the other checks went on."
+            return Finding(name, Level.FAIL, f"The check could not be made: {error}.", "FL9201", cure)
 
     def _git(self) -> Finding:
         self._repo = GitRepo(self.path)
@@ -242,6 +257,13 @@ class Doctor:
             cure = "Widen `ports` in flops.yaml, unless all of them are our own services."
             return Finding("ports", Level.WARN, f"None of {ports[0]}–{ports[-1]} is free.", "FL9213", cure)
         return Finding("ports", Level.OK, f"{free} of {len(ports)} are free")
+
+    def _notify(self, target: NotifyTarget) -> Finding:
+        told = look_at(target, self._repo.remote_url if self._repo else "", os.environ)
+        if told.may_write is False:
+            cure = "Give its account the right to write statuses and comments."
+            return Finding(f"notify {target.name}", Level.WARN, f"{told.text}; the token may not write.", "FL9403", cure)
+        return Finding(f"notify {target.name}", Level.OK, told.text)
 
     def _sandbox(self) -> Finding:
         # The ML runtime's code never runs in this process.

@@ -11,6 +11,8 @@
     ├── ServingError            FL7xxx  runtimes and inference: ports, health, verification
     ├── StatusError             FL8xxx  the status branch
     ├── WebError                FL93xx  webhooks and the web server
+    ├── NotifyError             FL94xx  telling people outside of Git: forges, webhooks of ours
+    ├── SecretError             FL96xx  secrets that settings refer to
     └── ControllerError         FL9xxx  the loop, the journal, the disk
 
 Every code has one line in `CODES`; `docs/errors.md` is made from it. An error says what happened (`cause`), what to do
@@ -324,6 +326,24 @@ CODES: dict[str, str] = {
     "FL9308": "not an address to listen at",
     "FL9309": "an address at which nothing can listen",
     "FL9310": "an address that others can reach, without a token",
+    # --- FL94xx telling people outside of Git
+    "FL9401": "a forge whose API or repository is not known",
+    "FL9402": "a forge or webhook that does not answer",
+    "FL9403": "a forge or webhook that does not accept our secret",
+    "FL9404": "a repository that a forge does not show",
+    "FL9405": "a forge that asks for a pause",
+    "FL9406": "a forge or webhook that refuses what it is sent",
+    "FL9407": "a forge or webhook that fails",
+    "FL9408": "a forge or webhook that is elsewhere",
+    "FL9409": "an answer of a forge that cannot be used",
+    "FL9410": "a token that no request can carry",
+    "FL9411": "a forge that does not say who comments",
+    "FL9412": "too much waits to be told",
+    "FL9413": "what is to be told cannot be written down",
+    # --- FL96xx secrets
+    "FL9601": "the variable of a secret is not set",
+    "FL9602": "the file of a secret cannot be read",
+    "FL9603": "a secret that cannot be used",
 }
 
 
@@ -415,6 +435,17 @@ class StatusError(FlopsError):
 
 class WebError(FlopsError):
     """A webhook or request that is refused, or a web server that cannot be."""
+
+
+class NotifyError(FlopsError):
+    """A forge or webhook that people should be told by, and that cannot be reached or refuses."""
+
+    pause: float = 0.0
+    """Seconds after which it makes sense to ask again; 0 where nothing was said."""
+
+
+class SecretError(FlopsError):
+    """A secret that settings refer to and that is not there or cannot be used."""
 
 
 class ControllerError(FlopsError):

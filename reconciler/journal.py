@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,6 +197,12 @@ class Journal:
         with self._lock:
             rows = self._db.execute(query, (project, digest, digest)).fetchall()
         return [StageRecord(*row) for row in rows]
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """The database, for a few short statements that are written together or not at all; for others' tables beside ours."""
+        with self._lock, self._db:
+            yield self._db
 
     def close(self) -> None:
         """Close the connection; the journal cannot be used after that."""

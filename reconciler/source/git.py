@@ -106,6 +106,30 @@ class GitRepo:
         rows = (line.split("\0") for line in out.split("\n") if line)
         return [LogEntry(commit, author, int(time), subject) for commit, author, time, subject in rows]
 
+    def touched(self, since: str, until: str, limit: int = 1000) -> dict[str, str]:
+        """The projects whose folders were changed after one commit up to another, each with the newest of those commits.
+
+        As they were merged, not the steps in the branches; of a longer history only the newest `limit` commits.
+        """
+        command.checked(since, "A revision")
+        out = command.text(
+            self.path, "log", f"--max-count={limit}", "--first-parent", "-m", "--no-renames", "--name-only", "-z",
+            "--format=%x00%H", "--end-of-options", f"{since}..{until}", "--", PROJECTS,
+        )  # fmt: skip
+        found: dict[str, str] = {}
+        commit = ""
+        for part in out.split("\0"):
+            folder, slash, path = part.lstrip("\n").partition("/")
+            if slash and folder == PROJECTS:
+                found.setdefault(path.split("/")[0], commit)
+            elif part:
+                commit = part
+        return found
+
+    def last(self, project: str, until: str) -> str:
+        """The newest commit that changed a project's folder, up to a commit; empty when there is none."""
+        return next((entry.commit for entry in self.log(until, f"{PROJECTS}/{project}", limit=1)), "")
+
     def revert_commit(self, project: str, to: str | None = None) -> str:
         """Commit a project's folder as it was at `to` (else before its last change); returns the commit.
 

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_va
 
 from reconciler.spec import rules
 from reconciler.spec.base import Duration, ProjectName, Runtime, Strict
+from reconciler.spec.notify import NotifyTarget
 from reconciler.spec.policy import Policy
 
 
@@ -101,4 +102,16 @@ class OperatorConfig(Strict):
     federations: dict[ProjectName, FederationConfig] = Field(
         default_factory=dict, max_length=100, description="Federations of nodes, by name."
     )
+    notify: list[NotifyTarget] = Field(
+        default_factory=list, max_length=20, description="Whom to tell of transitions, outside of Git."
+    )
     poll_interval: Duration = Field(60.0, description="How often a remote is asked for commits.")
+
+    @field_validator("notify")
+    @classmethod
+    def _names(cls, value: list[NotifyTarget]) -> list[NotifyTarget]:
+        names = [item.name for item in value]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise rules.broken("has the name of another one", "Give each its own name.", at=index)
+        return value

@@ -171,6 +171,25 @@ def no_credentials(value: str) -> str:
     return value
 
 
+def http_url(value: str) -> str:
+    """Where something is sent to with a secret: https, or http within this machine; no credentials in the address."""
+    cure = "Write https://host/path; http:// is for this machine only."
+    if re.search(r"[\s\x00-\x1f\x7f\\]", value):
+        raise broken("has white space, a control character or a backslash in it", cure)
+    try:
+        url = urlsplit(value)
+        host, _ = url.hostname or "", url.port
+    except ValueError as error:
+        raise broken("is not a URL", cure) from error
+    if url.scheme not in ("https", "http") or not _HOST.fullmatch(host):
+        raise broken("is not an https URL", cure)
+    if url.username is not None or url.password is not None:
+        raise broken("has credentials in it", "Take them out, change them, and name where they are with secret_ref.")
+    if url.scheme == "http" and host not in _LOOPBACK:
+        raise broken("is not encrypted", cure)
+    return value
+
+
 def better(metric: object) -> str:
     """Which direction is better, when an SLA does not say: errors and losses fall, the rest rises."""
     last = re.split(r"[._-]", str(metric).lower())[-1]

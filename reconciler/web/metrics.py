@@ -71,6 +71,17 @@ class _Loop(Collector):
         git.add_metric(["failed"], failed)
         yield git
         yield CounterMetricFamily("flops_status_failures", "Status that could not be pushed.", value=self._publisher.failures)
+        told = CounterMetricFamily("flops_notifications", "Notifications by target and result.", labels=["target", "result"])
+        waiting = GaugeMetricFamily("flops_notifications_waiting", "Notifications that wait to be sent.", labels=["target"])
+        for sender in controller.notifier.senders:
+            for result, count in sorted(sender.results.items()):
+                told.add_metric([sender.name, result], count)
+        for name, count in controller.notifier.waiting().items():
+            waiting.add_metric([name], count)
+        yield told
+        yield waiting
+        dropped = controller.notifier.dropped
+        yield CounterMetricFamily("flops_notifications_dropped", "Notifications dropped as too many waited.", value=dropped)
         info = GaugeMetricFamily(
             "flops_project_info", "1 for each project.", labels=["project", "customer", "synced", "ready", "reason"]
         )

@@ -1,0 +1,34 @@
+"""References to secrets: a setting names where a secret is, and never holds it, as settings are committed and shown."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from reconciler.spec import rules
+from reconciler.spec.base import Strict
+
+_CURE = "Write one of them, such as `secret_ref: {env: FLOPS_GITHUB_TOKEN}`."
+
+
+class SecretRef(Strict):
+    """Where a secret is: in a variable of the reconciler's environment, or in a file of its machine."""
+
+    env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,199}$")] | None = Field(
+        None, description="Name of an environment variable of the reconciler."
+    )
+    file: Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f]+$", max_length=1000)] | None = Field(
+        None, description="Absolute path of a file whose whole content is the secret; a newline at its end is no part of it."
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        named = sum(value is not None for value in (self.env, self.file))
+        if named != 1:
+            raise rules.broken("names no place of the secret" if not named else "names more than one place of the secret", _CURE)
+        return self
+
+    def __str__(self) -> str:
+        """The place, for messages; nothing of the secret."""
+        return f"variable {self.env}" if self.env is not None else f"file {self.file}"
