@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from reconciler.errors import ImageError
@@ -88,15 +89,24 @@ class ImageStore:
         return self._seen[1]
 
     def deleted(self, names: Iterable[str]) -> frozenset[str]:
-        """Those of the names that the registry has lost; asked for every five minutes, a few in one call: ask once a look."""
+        """Those of the names that the registry had lost when it was last asked."""
+        return frozenset(name for name in names if name in self._checked and not self._checked[name][0])
+
+    def due(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that the registry is to be asked for: each one every five minutes, a few in one call."""
         if not self._registry:
-            return frozenset()
-        now, wanted = self._monotonic(), list(names)
-        due = [name for name in wanted if name not in self._checked or now - self._checked[name][1] >= RECHECK_SECONDS]
-        for name in due[:CHECKS_A_LOOK]:
-            known, _ = self._checked.get(name, (True, now))
-            self._checked[name] = (self._at_registry(name, known), now)
-        return frozenset(name for name in wanted if not self._checked.get(name, (True, now))[0])
+            return []
+        now = self._monotonic()
+        due = (name for name in names if name not in self._checked or now - self._checked[name][1] >= RECHECK_SECONDS)
+        return list(islice(due, CHECKS_A_LOOK))
+
+    def recheck(self, names: Iterable[str]) -> None:
+        """Ask the registry for what is due. It may hang for its time limit, so a look does this beside the loop."""
+        for name in self.due(names):
+            before = self._checked.get(name)
+            there = self._at_registry(name, before[0] if before else True)
+            if self._checked.get(name) is before:  # it was not made again meanwhile
+                self._checked[name] = (there, self._monotonic())
 
     def _at_registry(self, name: str, known: bool) -> bool:
         """Whether the registry has it; what was known stays when the registry does not answer."""
@@ -135,6 +145,7 @@ class ImageStore:
 
     def find(self, name: str) -> ProjectImage | None:
         """An image that is there."""
+        self.recheck([name])
         if name not in self.names() or self.deleted([name]):
             return None
         image = self.layout.resolve(name)
