@@ -70,7 +70,7 @@ class Controller:
         self.revisions = Revisions(
             engine.ml_repos, self._asking, lambda: self.wake(fetch=False), monotonic=monotonic, uniform=uniform, refresh=poll
         )
-        self._looker = Looker(engine, self.revisions, changed=lambda: self.wake(fetch=False))
+        self._looker = Looker(engine, self.revisions, changed=lambda: self.wake(fetch=False), monotonic=monotonic)
         self._patience = patience
         self._pace = Pace(poll, uniform)
         self.queue = WorkQueue(parallel, uniform)
