@@ -12,21 +12,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reconciler.errors import ImageError
-from reconciler.images.assemble import BuiltImage, ImageRequest, build_image
-from reconciler.images.bases import Connect
-from reconciler.images.collect import pins
-from reconciler.images.config import rfc3339
-from reconciler.images.dependencies import Tell
 from reconciler.images.layout import Layout
 from reconciler.images.model import Descriptor
-from reconciler.images.publish import publish
 from reconciler.images.records import Records
 from reconciler.images.reference import Reference, repository_name, split_name
 from reconciler.images.registry import Registry
-from reconciler.images.sbom import Materials
-from reconciler.images.signing import Signer
+
+if TYPE_CHECKING:
+    from reconciler.images.assemble import BuiltImage, ImageRequest
+    from reconciler.images.bases import Connect
+    from reconciler.images.dependencies import Tell
+    from reconciler.images.sbom import Materials
+    from reconciler.images.signing import Signer
 
 RECHECK_SECONDS = 300.0
 """How long a registry's word that it has an image is taken."""
@@ -163,6 +163,10 @@ class ImageStore:
         name = request.name
         if found := self.find(name):
             return found
+        # A loop that makes no image holds none of what makes them.
+        from reconciler.images.assemble import build_image
+        from reconciler.images.publish import publish
+
         built = build_image(replace(request, name=""), self.layout, self._records, tell=tell, connect=self._connect)
         seconds = dict(built.seconds)
         since = self._monotonic()
@@ -192,6 +196,8 @@ class ImageStore:
 
         Layers that nothing else has go with the next collection.
         """
+        from reconciler.images.collect import pins
+
         repository = repository_name(customer, project)
         pinned = pins(self.layout)
         tags = {name: image.digest for name, image in self.layout.tags().items() if split_name(name)[0] == repository}
@@ -212,10 +218,15 @@ class ImageStore:
         return str(self.reference(name)) if self._registry else ""
 
     def _signer(self) -> Signer | None:
+        from reconciler.images.signing import Signer
+
         return Signer.from_file(self._signing_key, os.environ.get(PASSWORD, "").encode()) if self._signing_key else None
 
 
 def _materials(request: ImageRequest, built: BuiltImage, model: str) -> Materials:
+    from reconciler.images.config import rfc3339
+    from reconciler.images.sbom import Materials
+
     base = next(iter(built.bases.values()), None)
     return Materials(
         name=request.name.rpartition(":")[0],
