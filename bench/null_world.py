@@ -137,6 +137,10 @@ class NullImages(ImageStore):
         """Nothing."""
         return frozenset()
 
+    def due(self, names: Iterable[str]) -> list[str]:  # noqa: ARG002 – there is no registry
+        """Nothing."""
+        return []
+
 
 class NullEngine(Engine):
     """An engine whose registries and runtime are a `World`."""

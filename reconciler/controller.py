@@ -21,6 +21,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
+from reconciler.asking import PATIENCE
 from reconciler.engine import Engine
 from reconciler.errors import ControllerError, FlopsError
 from reconciler.events import Complaints, Observer
@@ -56,6 +57,7 @@ class Controller:
         monotonic: Callable[[], float] = time.monotonic,
         wait: Waiter = lambda changed, seconds: changed.wait(seconds),
         uniform: Callable[[float, float], float] = random.uniform,
+        patience: float = PATIENCE,
     ) -> None:
         parallel = engine.config.budget.max_parallel
         self._engine, self._observer, self.repo = engine, observer, engine.repo
@@ -70,7 +72,8 @@ class Controller:
         self.revisions = Revisions(
             engine.ml_repos, self._asking, lambda: self.wake(fetch=False), monotonic=monotonic, uniform=uniform, refresh=poll
         )
-        self._looker = Looker(engine, self.revisions)
+        self._looker = Looker(engine, self.revisions, changed=lambda: self.wake(fetch=False), monotonic=monotonic)
+        self._patience = patience
         self._pace = Pace(poll, uniform)
         self.queue = WorkQueue(parallel, uniform)
         self.ledger = Ledger()
@@ -124,8 +127,8 @@ class Controller:
     def look(self, *, fetch: bool = True) -> View:
         """A look that waits for everything it asks for, and changes nothing (`flops plan`)."""
         looker = Looker(self._engine)
-        if fetch:
-            looker.fetch(self._complain)
+        if fetch and (fetched := looker.fetch(wanted=True)) and fetched.error:
+            self._complain(fetched.error)
         return looker.look(self._publisher.load(), complain=self._complain)
 
     def converge(self, tries: int = MAX_TRIES) -> Convergence:
@@ -157,6 +160,7 @@ class Controller:
         Beside another controller of the same state directory it waits for its turn, and waits again when it lost it.
         """
         self._pace.serving = True
+        self._looker.be_patient(self._patience)
         while not self._stop.is_set():
             if not self.lease.try_acquire():
                 self._stand_by()
@@ -221,17 +225,18 @@ class Controller:
         if self._pace.polls(now):
             self.revisions.refresh()
             self._publisher.retry()
-        fetch = self._pace.begins(now, fetch=bool(asked))
-        self._complain.begin(all_anew=fetch)
+        wanted = self._pace.begins(now, fetch=bool(asked))
         trouble = True
         try:
-            if fetch:
-                self._looker.fetch(self._complain)
+            fetched = self._looker.fetch(wanted=wanted)
+            self._complain.begin(all_anew=fetched is not None)
+            if fetched is not None and fetched.error is not None:
+                self._complain(fetched.error)
             if self.view is None:
                 self.ledger.load(self._publisher.load())
                 self.notifier.begin(self.ledger.documents)
                 self.queue.keep(())
-            elif fetch and self._publisher.was_changed():
+            elif fetched is not None and self._publisher.was_changed():
                 self.ledger.dirty = True  # somebody wrote to the status branch: it is ours, so it says again what is so
             self.view = self._looker.look(self.ledger.documents, complain=self._complain)
             trouble = bool(self.view.unreachable or (self.view.waiting and not self.revisions.in_flight))
@@ -310,6 +315,8 @@ class Controller:
             item = view.projects.get(name)
             if item is None or (guarded and item.desired is None) or self._gave_up(item):
                 continue
+            if item.customer in view.held and item.plan.change is not Change.PRUNE:
+                continue  # a look follows as soon as its tracking server has answered
             if others := waits_for(item, view, self._runs):
                 self.ledger.waits(item, others)
                 continue
@@ -354,6 +361,7 @@ class Controller:
                 self._observer.tell(name, "retry", f"tried again in {delay:.1f} s", digest=digest)
             else:
                 self.queue.ended(name)
+            self._looker.doubt(run.view.customer)
             self._executions[name] = execution
             self._finished[name] = Finished(run.view, run.key, run.commit, execution)
             self.ledger.remember(self._finished[name])
@@ -402,5 +410,6 @@ class Controller:
         self._drain()
         self._publisher.close()
         self.notifier.close()
+        self._looker.close()
         for pool in {self._pool, self._asking}:
             pool.shutdown(wait=False, cancel_futures=True)

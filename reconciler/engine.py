@@ -17,14 +17,11 @@ import psutil
 
 from reconciler.actors import Actors
 from reconciler.budget import Budget
-from reconciler.environments import EnvironmentStore
+from reconciler.environments import Environment, EnvironmentStore, Lock
 from reconciler.errors import TrackingError, TrainingError
 from reconciler.federation.data import DataCatalog
-from reconciler.images.bytecode import bytecode_folder
-from reconciler.images.interpreter import host_platform
 from reconciler.images.store import ImageStore, ProjectImage
 from reconciler.journal import Journal
-from reconciler.nodes.federation import Federation, declared
 from reconciler.runtimes.docker import ACTORS, SERVICES, DockerRuntime, uses_containers
 from reconciler.runtimes.model import Runtime, ServiceSpec
 from reconciler.source import GitRepo, MLRepos
@@ -35,6 +32,7 @@ from reconciler.status import StatusBranch
 from reconciler.tracking import Tracking, tracking_root, tracking_service
 
 if TYPE_CHECKING:
+    from reconciler.nodes.federation import Federation
     from reconciler.runtimes.docker_engine import DockerEngine
 
 OPERATOR_FILE = "flops.yaml"
@@ -131,6 +129,7 @@ class Engine:
     def place(self, image: ProjectImage, cancelled: Callable[[], bool]) -> str:
         """An image of ours in the container engine of this machine; its id there."""
         from reconciler.images.engine import into_engine
+        from reconciler.images.interpreter import host_platform
 
         return into_engine(
             self._container_engine().client,
@@ -170,6 +169,9 @@ class Engine:
             raise TrainingError(
                 "FL5805", f"There is no federation {name!r}.", cure=f"Name one of flops.yaml's `federations` ({known})."
             )
+        # Flower's protocol takes 40 MB: only who trains over nodes needs it.
+        from reconciler.nodes.federation import Federation, declared
+
         nodes = declared(read_nodes(self.repo.path, commit), name)
         return Federation(name, config, nodes, self.state / "federations" / name, self.runtime, instance=self.config.instance)
 
@@ -188,11 +190,17 @@ class Engine:
             placement=self.config.runtime,
             actors=self.actors,
             place=self.place,
-            bytecode=lambda environment, lock: bytecode_folder(environment.path, lock.digest, cache_directory()),
+            bytecode=_bytecode,
             instance=self.config.instance,
             clock=time.monotonic,
             federation=self.federation,
         )
+
+
+def _bytecode(environment: Environment, lock: Lock) -> Path:
+    from reconciler.images.bytecode import bytecode_folder
+
+    return bytecode_folder(environment.path, lock.digest, cache_directory())
 
 
 def read_config(repo_dir: Path) -> OperatorConfig:

@@ -302,6 +302,8 @@ CODES: dict[str, str] = {
     "FL9012": "the journal cannot be written",
     "FL9013": "records of a project that cannot be read",
     "FL9021": "another reconciler has taken over the state directory",
+    "FL9022": "the tracking server of a customer has not answered yet",
+    "FL9023": "what a tracking server says cannot be read",
     "FL9201": "a check of `flops doctor` that could not be made",
     "FL9202": "a clone without a remote",
     "FL9203": "the remote does not answer",

@@ -17,7 +17,7 @@ from reconciler.budget import Budget
 from reconciler.errors import ControllerError, FlopsError
 from reconciler.journal import Journal
 from reconciler.plan import ProjectPlan, Stage, Verb
-from reconciler.stages import STAGES, Work
+from reconciler.stages import Work, function_of
 
 
 class Ending(StrEnum):
@@ -86,7 +86,7 @@ def execute(
         error: FlopsError | None = None
         try:
             with budget.take(*_needs(work, action.stage)):
-                outcome = STAGES[action.stage](work)
+                outcome = function_of(action.stage)(work)
         except Exception as raised:  # every failure of one project ends here, the others go on
             error = _as_flops_error(raised, work)
         seconds = monotonic() - started

@@ -6,24 +6,27 @@ A look must cost what *changed*, not what exists: whatever follows from the same
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from reconciler.asking import Asking
 from reconciler.desired import DesiredState, Found, Resolve, Unresolved
 from reconciler.engine import Engine
 from reconciler.errors import ControllerError, FlopsError, SourceError
 from reconciler.images.store import image_name
 from reconciler.observe import (
-    Registries,
     Versions,
     is_doomed,
-    needs_run,
     observe_project,
     observe_services,
     observe_undeclared,
     observe_without_registry,
 )
 from reconciler.plan import BUILD_STEP, Change, DesiredProject, ObservedProject, Plan, ProjectPlan, plan, plan_project
+from reconciler.registries import NOTHING as NOBODY
+from reconciler.registries import Answer, Registries, not_answered
 from reconciler.runtimes.model import Service
 from reconciler.source.signatures import Signatures
 from reconciler.stages import Declared
@@ -31,6 +34,14 @@ from reconciler.statusdoc import Document
 from reconciler.tracking.model import RunInfo
 
 NOTHING: Document = {}
+REMOTE = "origin"
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A fetch that has ended, and how."""
+
+    error: FlopsError | None
 
 
 @dataclass(slots=True, eq=False)
@@ -38,7 +49,7 @@ class ProjectView:
     """One project at one look; the same object as long as nothing of it changed but the commit that `declared` was read at.
 
     `desired` is None when it is not declared any more and only its service is left; `declared` is None when the SLA is not valid.
-    `unreachable` says why the project could not be looked at; `asked` whether its runs had to be looked through.
+    `unreachable` says why the project could not be looked at; `said` is what its customer's tracking server said.
     """
 
     name: str
@@ -51,7 +62,9 @@ class ProjectView:
     versions: Versions = ()
     imaged: bool = False
     unreachable: FlopsError | None = None
-    asked: int = 0
+    said: Answer = NOBODY
+    run: RunInfo | None = None
+    """The recorded run of its digest, where it had to be looked for."""
     adopted: RunInfo | None = None
     """The run of this content under another name, when there is none under this one."""
 
@@ -73,6 +86,8 @@ class View:
     """Projects that wait for something outside to be known, such as the revision of an ML repo."""
     declared: int = 0
     """Projects that the commit has, valid or not."""
+    held: frozenset[str] = frozenset()
+    """Customers whose tracking servers have not answered yet: what they said last is shown, and nothing is started for them."""
 
     @property
     def desired(self) -> Sequence[DesiredProject]:
@@ -88,10 +103,24 @@ class View:
 class Looker:
     """Looks at one GitOps repo and what belongs to it; keeps what it saw."""
 
-    def __init__(self, engine: Engine, resolve: Resolve | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        resolve: Resolve | None = None,
+        *,
+        changed: Callable[[], None] = lambda: None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._engine = engine
         self._desired = DesiredState(engine.ml_repos, engine.catalog, resolve, engine.clock, engine.config)
-        self._registries = Registries(engine.tracking_if_any, engine.registry_state)
+        self._closing = threading.Event()
+        self._remote: Asking[FlopsError | None] = Asking(changed, monotonic=monotonic)
+        self._fetch_again = False
+        self._image_registry: Asking[None] = Asking(changed, monotonic=monotonic)
+        self._servers: Asking[Answer] = Asking(changed, monotonic=monotonic)
+        self._registries = Registries(
+            engine.tracking_if_any, engine.registry_state, engine.forget_tracking, self._servers, monotonic
+        )
         self._views: dict[str, ProjectView] = {}
         self._images: frozenset[str] = frozenset()
         self._declared: frozenset[str] = frozenset()
@@ -105,12 +134,38 @@ class Looker:
         )
         self.commit = ""
 
-    def fetch(self, complain: Callable[[FlopsError], None]) -> None:
-        """Fetch. A remote that cannot be reached is not an empty repo: `complain` is told, and what was fetched last stays."""
+    def be_patient(self, seconds: float) -> None:
+        """Wait at most so long for anybody in one look, and go on without those who were slow before."""
+        self._remote.patience = self._image_registry.patience = self._servers.patience = seconds
+
+    def fetch(self, *, wanted: bool) -> Fetched | None:
+        """Fetch, and wait a moment; what came of a fetch that has ended, wanted now or before.
+
+        A remote that cannot be reached is not an empty repo: what was fetched last stays.
+        """
+        found = self._remote.answers(wait=False)
+        if wanted or (found and self._fetch_again):
+            # What is pushed while a fetch is on its way may have come too late for it.
+            self._fetch_again = wanted and self._remote.since(REMOTE) is not None
+            self._remote.ask(REMOTE, self._fetched)
+            found |= self._remote.answers()
+        return Fetched(found[REMOTE]) if found else None
+
+    def doubt(self, customer: str) -> None:
+        """Something was done for a customer: what its tracking server is saying just now may have been so before."""
+        self._registries.doubt(customer)
+
+    def close(self, seconds: float = 2.0) -> None:
+        """End the fetch that is on its way."""
+        self._closing.set()
+        self._remote.rest(seconds)
+
+    def _fetched(self) -> FlopsError | None:
         try:
-            self._engine.repo.fetch()
+            self._engine.repo.fetch(self._closing.is_set)
         except SourceError as error:
-            complain(error)
+            return error
+        return None
 
     def look(self, documents: Mapping[str, Document], *, complain: Callable[[FlopsError], None]) -> View:
         """Look once. `complain` is told of what is wrong with the repo while the look goes on with what is known.
@@ -134,10 +189,8 @@ class Looker:
         doomed = {
             name: str(documents[name]["customer"]) for name in documents.keys() - self._declared if is_doomed(documents[name])
         }
-        unreachable = self._ask({*(_customer(item) for item in found), *doomed.values()} - {""})
+        unreachable = self._ask(found, doomed)
         services = observe_services(engine.runtime, engine.config.instance)
-        self._images = engine.images.names()
-        self._images -= engine.images.deleted(name for item in found if (name := _image_of(item)) in self._images)
         before, views = self._views, {}
         for item in found:
             name = _name(item)
@@ -148,16 +201,26 @@ class Looker:
         changed = {name for name, item in views.items() if item is not before.get(name)} | (before.keys() - views.keys())
         self._views = views
         waiting = sum(1 for item in found if isinstance(item, Unresolved))
-        return View(self.commit, views, frozenset(changed), unreachable, waiting, len(found))
+        return View(self.commit, views, frozenset(changed), unreachable, waiting, len(found), self._registries.late)
 
-    def _ask(self, customers: set[str]) -> dict[str, FlopsError]:
-        unreachable = {}
-        for customer in sorted(customers):
-            if error := self._registries.refresh(customer):
-                unreachable[customer] = error
-                self._engine.forget_tracking(customer)
-        self._registries.keep(customers)
-        return unreachable
+    def _ask(self, found: Sequence[Found], doomed: Mapping[str, str]) -> dict[str, FlopsError]:
+        """Ask the tracking servers and the registry of images, side by side; the customers of whom nothing is known, and why."""
+        there = self._engine.images.names()
+        images = [name for item in found if (name := _image_of(item)) in there]
+        if self._engine.images.due(images):
+            self._image_registry.ask("images", lambda: self._engine.images.recheck(images))
+        wanted: dict[str, list[DesiredProject]] = {}
+        for item in found:
+            projects = wanted.setdefault(_customer(item), [])
+            if isinstance(item, Declared):
+                projects.append(item.desired)
+        wanted |= {customer: [] for customer in doomed.values() if customer not in wanted}
+        wanted.pop("", None)
+        self._registries.ask(wanted, self._declared)
+        self._image_registry.answers()
+        # Of images that the registry does not tell of in time the last word counts.
+        self._images = there - self._engine.images.deleted(images)
+        return {customer: error for customer in wanted if (error := self._registries.answer(customer).error)}
 
     def _safely(
         self, name: str, item: Found, document: Document, service: Service | None, unreachable: dict[str, FlopsError]
@@ -181,9 +244,11 @@ class Looker:
         desired = item.desired if isinstance(item, Declared) else item
         if error := unreachable.get(customer):
             return self._unknown(name, desired, declared, document, service, error)
-        versions = self._registries.versions(customer, name)
-        generation = self._registries.generation(customer)
+        said = self._registries.answer(customer) if customer else NOBODY
+        versions = said.versions.get(name, ())
         imaged = _image_of(item) in self._images
+        key = (name, desired.run_digest)
+        run, adopted = said.runs.get(key), said.adopted.get(key)
         if (
             before is not None
             and before.desired is desired
@@ -192,25 +257,20 @@ class Looker:
             and before.unreachable is None
             and before.service == service
             and before.imaged == imaged
-            and before.asked in (0, generation)
+            and (before.said is said or (before.run == run and before.adopted == adopted and said.knows(desired)))
         ):
-            before.declared = declared
+            before.declared, before.said = declared, said
             return before
-        run, adopted, asked = None, None, 0
-        try:
-            if needs_run(desired, versions):
-                run, asked = self._registries.run(customer, name, desired.run_digest), generation
-                adopted = None if run else self._registries.run_elsewhere(customer, desired.run_digest, self._declared)
-        except FlopsError as error:
-            unreachable.setdefault(customer, error)
-            self._engine.forget_tracking(customer)
-            return self._unknown(name, desired, declared, document, service, error)
+        if customer and not said.knows(desired):
+            return self._unknown(name, desired, declared, document, service, not_answered(customer))
         observed = observe_project(desired, document, versions, service, run or _ungated(adopted), imaged=imaged)
         if before is not None and before.desired is desired and before.document is document and before.observed == observed:
             planned = before.plan
         else:
             planned = plan_project(desired, observed)
-        return ProjectView(name, desired, declared, observed, planned, document, service, versions, imaged, None, asked, adopted)
+        return ProjectView(
+            name, desired, declared, observed, planned, document, service, versions, imaged, None, said, run, adopted
+        )
 
     def _unknown(
         self,
@@ -239,7 +299,7 @@ class Looker:
         before = self._views.get(name)
         if error is not None and service is None:
             return self._unknown(name, None, None, document, service, error)
-        versions = self._registries.versions(str(document["customer"]), name) if is_doomed(document) else ()
+        versions = self._registries.answer(str(document["customer"])).versions.get(name, ()) if is_doomed(document) else ()
         if (
             before is not None
             and before.desired is None

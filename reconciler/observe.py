@@ -1,17 +1,14 @@
-"""Observed state: what the registry and the runtime say now, one request per customer and one look at the services.
+"""Observed state: what a tracking server and the runtime say now, as the plan takes it.
 
-Nothing is assumed from memory. A registry is asked again whenever it *may* have changed; one whose files are as they were when it
-was last asked has nothing new to say. The status documents add only what cannot be observed: which content stalled, and which
-inputs were worked on last.
+Nothing is assumed from memory. The status documents add only what cannot be observed: which content stalled, and which inputs were
+worked on last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any, Protocol
 
-from reconciler.errors import FlopsError
 from reconciler.plan import DesiredProject, ObservedModel, ObservedProject, ObservedService
 from reconciler.runtimes.model import Runtime, Service
 from reconciler.tracking import ModelVersion
@@ -31,97 +28,7 @@ class Registry(Protocol):
         """The recorded run of a digest, or None."""
 
 
-RegistryIfAny = Callable[[str], Registry | None]
 Versions = tuple[ModelVersion, ...]
-
-
-@dataclass(slots=True)
-class _Customer:
-    """What a customer's registry said last; `state` is the state of its files then, None when that cannot be known."""
-
-    state: object = None
-    registry: Registry | None = None
-    error: FlopsError | None = None
-    versions: dict[str, Versions] = field(default_factory=dict)
-    recorded: frozenset[str] = frozenset()
-    projects: dict[str, str] = field(default_factory=dict)
-    """Which project registered a digest."""
-    runs: dict[tuple[str, str], RunInfo | None] = field(default_factory=dict)
-    generation: int = 0
-
-
-class Registries:
-    """The registries of all customers. One that does not answer is an error of its customer, not of the look."""
-
-    def __init__(self, registry: RegistryIfAny, state: Callable[[str], object]) -> None:
-        self._registry = registry
-        self._state = state
-        self._known: dict[str, _Customer] = {}
-
-    def refresh(self, customer: str) -> FlopsError | None:
-        """Ask the registry if it may have changed; the reason why it could not be asked.
-
-        A registry that was never made has nothing in it, and no server has to be started to know that.
-        """
-        known = self._known.setdefault(customer, _Customer())
-        state = self._state(customer)
-        if state is not None and known.state == state and known.error is None:
-            return None
-        known.state = state
-        known.generation += 1
-        known.runs.clear()
-        try:
-            known.registry = self._registry(customer)
-            found = known.registry.versions(customer) if known.registry else []
-            known.recorded = known.registry.projects_with_runs(customer) if known.registry else frozenset()
-        except FlopsError as error:
-            same = known.error is not None and str(known.error) == str(error)
-            known.error = known.error if same else error
-            return known.error
-        known.error = None
-        by_project: dict[str, list[ModelVersion]] = {}
-        for version in found:
-            by_project.setdefault(version.project, []).append(version)
-        known.projects = {version.digest: version.project for version in found if version.digest}
-        # What is equal stays the same object, so that everything that follows from it need not be worked out again.
-        before = known.versions
-        known.versions = {
-            name: before[name] if name in before and before[name] == tuple(items) else tuple(items)
-            for name, items in by_project.items()
-        }
-        return None
-
-    def versions(self, customer: str, project: str) -> Versions:
-        """A project's versions as of the last `refresh`."""
-        known = self._known.get(customer)
-        return known.versions.get(project, ()) if known else ()
-
-    def generation(self, customer: str) -> int:
-        """Grows each time the registry is asked."""
-        known = self._known.get(customer)
-        return known.generation if known else 0
-
-    def run(self, customer: str, project: str, digest: str) -> RunInfo | None:
-        """The recorded run of a digest, asked for once per `generation`. Raises FlopsError."""
-        known = self._known[customer]
-        if known.registry is None or project not in known.recorded:
-            return None
-        if (project, digest) not in known.runs:
-            known.runs[project, digest] = known.registry.run_with_digest(project, customer, digest)
-        return known.runs[project, digest]
-
-    def run_elsewhere(self, customer: str, digest: str, declared: frozenset[str]) -> RunInfo | None:
-        """The recorded run of a digest that a project of the same customer registered which is not declared any more: its old name.
-
-        Raises FlopsError.
-        """
-        other = self._known[customer].projects.get(digest)
-        return self.run(customer, other, digest) if other is not None and other not in declared else None
-
-    def keep(self, customers: set[str]) -> None:
-        """Forget the customers that have no project any more."""
-        for customer in self._known.keys() - customers:
-            del self._known[customer]
 
 
 def observe_services(runtime: Runtime, instance: str) -> dict[str, Service]:

@@ -18,7 +18,6 @@ from reconciler.execution import Ending, Execution, execute
 from reconciler.looking import ProjectView, View
 from reconciler.plan import Change
 from reconciler.stages import Work
-from reconciler.stages.deploy import service_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +87,8 @@ class StagesExecutor:
     def _prune(self, view: ProjectView) -> Execution:
         intent = self._engine.journal.begin(view.name, "", "prune", "")
         try:
+            from reconciler.stages.deploy import service_name
+
             self._engine.runtime.remove(service_name(view.name))
             tidy(self._engine, self._observer)
         except (FlopsError, OSError) as error:

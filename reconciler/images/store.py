@@ -10,23 +10,24 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reconciler.errors import ImageError
-from reconciler.images.assemble import BuiltImage, ImageRequest, build_image
-from reconciler.images.bases import Connect
 from reconciler.images.cancelling import Cancelled, never
-from reconciler.images.collect import pins
-from reconciler.images.config import rfc3339
-from reconciler.images.dependencies import Tell
 from reconciler.images.layout import Layout
 from reconciler.images.model import Descriptor
-from reconciler.images.publish import publish
 from reconciler.images.records import Records
 from reconciler.images.reference import Reference, repository_name, split_name
 from reconciler.images.registry import Registry
-from reconciler.images.sbom import Materials
-from reconciler.images.signing import Signer
+
+if TYPE_CHECKING:
+    from reconciler.images.assemble import BuiltImage, ImageRequest
+    from reconciler.images.bases import Connect
+    from reconciler.images.dependencies import Tell
+    from reconciler.images.sbom import Materials
+    from reconciler.images.signing import Signer
 
 RECHECK_SECONDS = 300.0
 """How long a registry's word that it has an image is taken."""
@@ -89,15 +90,24 @@ class ImageStore:
         return self._seen[1]
 
     def deleted(self, names: Iterable[str]) -> frozenset[str]:
-        """Those of the names that the registry has lost; asked for every five minutes, a few in one call: ask once a look."""
+        """Those of the names that the registry had lost when it was last asked."""
+        return frozenset(name for name in names if name in self._checked and not self._checked[name][0])
+
+    def due(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that the registry is to be asked for: each one every five minutes, a few in one call."""
         if not self._registry:
-            return frozenset()
-        now, wanted = self._monotonic(), list(names)
-        due = [name for name in wanted if name not in self._checked or now - self._checked[name][1] >= RECHECK_SECONDS]
-        for name in due[:CHECKS_A_LOOK]:
-            known, _ = self._checked.get(name, (True, now))
-            self._checked[name] = (self._at_registry(name, known), now)
-        return frozenset(name for name in wanted if not self._checked.get(name, (True, now))[0])
+            return []
+        now = self._monotonic()
+        due = (name for name in names if name not in self._checked or now - self._checked[name][1] >= RECHECK_SECONDS)
+        return list(islice(due, CHECKS_A_LOOK))
+
+    def recheck(self, names: Iterable[str]) -> None:
+        """Ask the registry for what is due. It may hang for its time limit, so a look does this beside the loop."""
+        for name in self.due(names):
+            before = self._checked.get(name)
+            there = self._at_registry(name, before[0] if before else True)
+            if self._checked.get(name) is before:  # it was not made again meanwhile
+                self._checked[name] = (there, self._monotonic())
 
     def _at_registry(self, name: str, known: bool) -> bool:
         """Whether the registry has it; what was known stays when the registry does not answer."""
@@ -136,6 +146,7 @@ class ImageStore:
 
     def find(self, name: str) -> ProjectImage | None:
         """An image that is there."""
+        self.recheck([name])
         if name not in self.names() or self.deleted([name]):
             return None
         image = self.layout.resolve(name)
@@ -156,6 +167,9 @@ class ImageStore:
         name = request.name
         if found := self.find(name):
             return found
+        # A loop that makes no image holds none of what makes them.
+        from reconciler.images.assemble import build_image
+        from reconciler.images.publish import publish
 
         def connect(host: str) -> Registry:
             return self._connect(host).until(cancelled)
@@ -190,6 +204,8 @@ class ImageStore:
 
         Layers that nothing else has go with the next collection.
         """
+        from reconciler.images.collect import pins
+
         repository = repository_name(customer, project)
         pinned = pins(self.layout)
         tags = {name: image.digest for name, image in self.layout.tags().items() if split_name(name)[0] == repository}
@@ -210,10 +226,15 @@ class ImageStore:
         return str(self.reference(name)) if self._registry else ""
 
     def _signer(self) -> Signer | None:
+        from reconciler.images.signing import Signer
+
         return Signer.from_file(self._signing_key, os.environ.get(PASSWORD, "").encode()) if self._signing_key else None
 
 
 def _materials(request: ImageRequest, built: BuiltImage, model: str) -> Materials:
+    from reconciler.images.config import rfc3339
+    from reconciler.images.sbom import Materials
+
     base = next(iter(built.bases.values()), None)
     return Materials(
         name=request.name.rpartition(":")[0],

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,11 +86,13 @@ def attempt(
     limit: float = LIMIT_SECONDS,
     max_output: int = MAX_OUTPUT,
     max_file: int = 0,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Completed:
     """Run Git in a folder, whatever it ends with.
 
     `limit` is in seconds (SourceError FL2002 beyond it), `max_output` in bytes of standard output (FL2009), `max_file` in bytes
-    of any file that Git writes (0: no limit; Git then dies of signal 25). Git's own children end with it.
+    of any file that Git writes (0: no limit; Git then dies of signal 25). Git's own children end with it. What is `cancelled`
+    ends within half a second (FL2002).
     """
     settings = {**_FIXED, "GIT_ALLOW_PROTOCOL": "https:ssh:file", **(env or {})}
     dropped = [name for name in os.environ if name.startswith("GIT_") and name not in settings and not _OPERATORS.fullmatch(name)]
@@ -111,7 +113,7 @@ def attempt(
         if max_file and hasattr(resource, "prlimit"):
             with suppress(ProcessLookupError):
                 resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (max_file, max_file))
-        out, err = _collect(process, arguments[0], limit, max_output)
+        out, err = _collect(process, arguments[0], limit, max_output, cancelled)
     finally:
         if process.poll() is None:
             with suppress(ProcessLookupError):
@@ -172,7 +174,9 @@ def without_password(text: str) -> str:
     return _SECRET.sub("://", text)
 
 
-def _collect(process: subprocess.Popen[bytes], name: str, limit: float, max_output: int) -> tuple[bytes, bytes]:
+def _collect(
+    process: subprocess.Popen[bytes], name: str, limit: float, max_output: int, cancelled: Callable[[], bool]
+) -> tuple[bytes, bytes]:
     """Both outputs until the end, the time limit or too much of it; of the messages the end is kept."""
     out, err = bytearray(), bytearray()
     deadline = time.monotonic() + limit
@@ -183,6 +187,8 @@ def _collect(process: subprocess.Popen[bytes], name: str, limit: float, max_outp
             left = deadline - time.monotonic()
             if left <= 0:
                 raise _too_slow(name, limit)
+            if cancelled():
+                raise SourceError("FL2002", f"Git's {name} was called off.", cure="It is tried again.", transient=True)
             found = ready.select(min(left, 0.5))
             # A connection that SSH keeps for later holds the pipes open after Git has ended.
             if not found and process.poll() is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,8 +49,8 @@ class GitRepo:
         self.fetches = self.failed_fetches = 0
         """Requests to the remote, and how many of them failed; for metrics."""
 
-    def fetch(self) -> None:
-        """Fetch the remote's branches; without a remote this does nothing.
+    def fetch(self, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Fetch the remote's branches; without a remote this does nothing. It ends within a second of being `cancelled`.
 
         Raises a transient SourceError (FL2006) and leaves what was fetched before: an unreachable remote is not an empty one.
         """
@@ -60,6 +61,7 @@ class GitRepo:
         done = command.attempt(
             self.path, "fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--prune", "--no-write-fetch-head", "--atomic",
             "--no-auto-maintenance", "--end-of-options", REMOTE, f"+refs/heads/*:refs/remotes/{REMOTE}/*", env=self.protocols,
+            cancelled=cancelled,
         )  # fmt: skip
         if done.code:
             cure = command.CREDENTIALS_CURE if _DENIED.search(done.reason) else "It is tried again; nothing is lost."

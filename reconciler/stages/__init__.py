@@ -1,18 +1,19 @@
-"""The stages of a project, one module each; `STAGES` is the order in which they run."""
+"""The stages of a project, one module each, of its stage's name.
+
+A stage is imported when it first runs: what stages need – arrays, Arrow, Flower, bills of materials – is most of the memory that a
+loop would hold which has nothing to do.
+"""
+
+from importlib import import_module
 
 from reconciler.plan import Stage
-from reconciler.stages import build, deploy, gate, package, register, resolve, train, verify
 from reconciler.stages.model import Declared, Outcome, StageFunction, Tools, Work
 
-STAGES: dict[Stage, StageFunction] = {
-    Stage.RESOLVE: resolve.run,
-    Stage.BUILD: build.run,
-    Stage.TRAIN: train.run,
-    Stage.GATE: gate.run,
-    Stage.REGISTER: register.run,
-    Stage.PACKAGE: package.run,
-    Stage.DEPLOY: deploy.run,
-    Stage.VERIFY: verify.run,
-}
 
-__all__ = ["STAGES", "Declared", "Outcome", "StageFunction", "Tools", "Work"]
+def function_of(stage: Stage) -> StageFunction:
+    """What carries a stage out."""
+    found: StageFunction = import_module(f"reconciler.stages.{stage}").run
+    return found
+
+
+__all__ = ["Declared", "Outcome", "StageFunction", "Tools", "Work", "function_of"]

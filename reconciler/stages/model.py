@@ -10,21 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from reconciler.actors import Actors
-from reconciler.environments import Environment, EnvironmentStore, Lock
 from reconciler.errors import ServingError
-from reconciler.federation.data import DataCatalog, DatasetVersion
-from reconciler.federation.training import TrainingResult
-from reconciler.images.store import ImageStore, ProjectImage
-from reconciler.nodes.federation import Federation
 from reconciler.plan import DesiredProject
-from reconciler.runtimes.model import Runtime, Service
-from reconciler.serving.verify import VerificationResult
-from reconciler.spec import BuildPlan, MockData, ProjectSLA
-from reconciler.tracking import ModelVersion, Tracking
-from reconciler.tracking.model import RunInfo
+
+if TYPE_CHECKING:
+    from reconciler.actors import Actors
+    from reconciler.environments import Environment, EnvironmentStore, Lock
+    from reconciler.federation.data import DataCatalog, DatasetVersion
+    from reconciler.federation.training import TrainingResult
+    from reconciler.images.store import ImageStore, ProjectImage
+    from reconciler.nodes.federation import Federation
+    from reconciler.runtimes.model import Runtime, Service
+    from reconciler.serving.verify import VerificationResult
+    from reconciler.spec import BuildPlan, MockData, ProjectSLA
+    from reconciler.tracking import ModelVersion, Tracking
+    from reconciler.tracking.model import RunInfo
 
 
 @dataclass(frozen=True, slots=True)

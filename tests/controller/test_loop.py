@@ -400,12 +400,12 @@ def test_a_look_asks_the_registry_once_for_all_images(loop: Looping, monkeypatch
     loop.settle()
     asked: list[set[str]] = []
     images = loop.engine.images
-    answer = type(images).deleted
+    answer = type(images).due
 
-    def deleted(self: object, names: Iterable[str]) -> frozenset[str]:
+    def due(self: object, names: Iterable[str]) -> list[str]:
         asked.append(set(names))
         return answer(self, asked[-1])
 
-    monkeypatch.setattr(type(images), "deleted", deleted)
+    monkeypatch.setattr(type(images), "due", due)
     loop.controller.look(fetch=False)
     assert asked == [loop.world.images]

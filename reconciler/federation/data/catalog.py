@@ -1,7 +1,7 @@
 """The catalogue: from an SLA's data tags to a dataset version on disk, and from that to one shard per learner.
 
 A version's digest is known without fetching anything, so that a plan costs nothing. What is on disk is content-addressed,
-complete or absent, and made by one process at a time.
+complete or absent, and made by one process at a time. Whatever reads rows – NumPy, Arrow – is imported when rows are read.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reconciler.digests import digest_of
 from reconciler.errors import DataError
-from reconciler.federation.data import arrow_files, digits, mnist, partitioners, user_files
+from reconciler.federation.data import user_digest
 from reconciler.federation.data.cached import locked, making
+from reconciler.federation.data.known import DATASETS
 from reconciler.spec import MockData
 from reconciler.spec.training import Partitioner
 
-DATASETS = {"mnist": mnist.SHA256, "digits": digits.SHA256}
-"""What can be mocked, by the checksums of its contents."""
+if TYPE_CHECKING:
+    from reconciler.federation.data import mnist, user_files
+
 _FORM = 1
 """Version of the on-disk form; part of every digest."""
 _DEAL = 2
@@ -60,7 +63,7 @@ class DataCatalog:
         cache: Path,
         user_data: Mapping[str, Path] | None = None,
         *,
-        mnist_sources: Sequence[tuple[str, mnist.Source]] = mnist.DEFAULT_SOURCES,
+        mnist_sources: Sequence[tuple[str, mnist.Source]] | None = None,
     ) -> None:
         self._cache = cache
         self._user_data = dict(user_data or {})
@@ -91,6 +94,8 @@ class DataCatalog:
 
     def resolve(self, mock: MockData | None, tags: Sequence[str], *, on_line: Callable[[str], None] = _silent) -> DatasetVersion:
         """The data behind these tags on disk; fetched, verified and converted once."""
+        from reconciler.federation.data import arrow_files, user_files
+
         described = self.describe(mock, tags)
         digest = digest_of([item.digest for item in described])
         directory = self._cache / "versions" / digest[:32]
@@ -146,6 +151,8 @@ class DataCatalog:
         directory = dest / digest_of([version.digest, count, seed, parts, _FORM, _DEAL, *named])[:32]
         with making(directory) as make:
             if make:
+                from reconciler.federation.data import arrow_files, partitioners
+
                 # Rows stay in the shuffled order: ML repos cut their last fifth off to evaluate with, and data are often sorted.
                 train = version.directory / "train.arrow"
                 if partitioner is None:
@@ -159,9 +166,11 @@ class DataCatalog:
     def _user_digest(self, tag: str) -> str:
         directory = self._user_data[tag].absolute()
         remembered = self._cache / "hashes" / f"{digest_of(str(directory))[:32]}.json"
-        return digest_of([user_files.digest(directory, tag, remembered), _FORM])
+        return digest_of([user_digest.digest(directory, tag, remembered), _FORM])
 
     def _user(self, item: Described) -> user_files.Tables:
+        from reconciler.federation.data import user_files
+
         tables = user_files.read_directory(self._user_data[item.tag].absolute(), item.tag)
         if self._user_digest(item.tag) != item.digest:
             raise DataError(
@@ -173,11 +182,13 @@ class DataCatalog:
         return tables
 
     def _known(self, name: str, tell: Callable[[str], None]) -> user_files.Tables:
+        from reconciler.federation.data import digits, mnist, user_files
+
         if name == "digits":
             return user_files.Tables(*digits.tables())
         folder = self._cache / "mnist"
         with locked(folder):
-            mnist.fetch(folder, self._mnist_sources, tell)
+            mnist.fetch(folder, mnist.DEFAULT_SOURCES if self._mnist_sources is None else self._mnist_sources, tell)
             return user_files.Tables(*mnist.tables(folder))
 
 

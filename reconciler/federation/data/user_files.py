@@ -1,35 +1,27 @@
-"""An operator's directory of Parquet, Arrow or CSV files: its digest, and its rows as tables.
+"""An operator's directory of Parquet, Arrow or CSV files: its rows as tables.
 
 Files called `test.*` or `holdout.*` (or `test-00000-of-00003.*`, as Hugging Face names them), and those in a folder `test/` or
-`holdout/`, are held out; all others are for training. Links are refused, hidden files are not looked at.
+`holdout/`, are held out; all others are for training.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet
 
-from reconciler.digests import digest_of
 from reconciler.errors import DataError, Where
-from reconciler.federation.data import cached, columns
+from reconciler.federation.data import columns
+from reconciler.federation.data.user_digest import FILES, SUFFIXES, data_files, unreadable
 
-SUFFIXES = (".parquet", ".pq", ".arrow", ".arrows", ".ipc", ".feather", ".csv")
 HELD_OUT = frozenset({"test", "holdout"})
 _HELD_OUT_NAME = re.compile(r"(test|holdout)(-\d+-of-\d+)?")
-_FILES = f"Put files ({', '.join(SUFFIXES)}) there that are not called test or holdout."
-_SETTLED = 2 * 10**9
-"""Nanoseconds after which a file's time of change tells two contents apart on any file system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,31 +30,6 @@ class Tables:
 
     train: pa.Table
     holdout: pa.Table | None
-
-
-def digest(directory: Path, tag: str, remembered: Path | None = None) -> str:
-    """SHA-256 over the names, sizes and contents of a directory's data files.
-
-    `remembered` is a file that keeps the hash of each file beside its size, times and inode, so that only changed ones are
-    read again.
-    """
-    known = _recall(remembered)
-    seen: dict[str, list[int | str]] = {}
-    settled: dict[str, list[int | str]] = {}
-    for path in _files(directory, tag):
-        name = path.relative_to(directory).as_posix()
-        try:
-            stat = path.stat()
-            stamp: list[int | str] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-            old = known.get(name, [])
-            seen[name] = old if old[:-1] == stamp else [*stamp, cached.sha256(path)]
-        except OSError as error:
-            raise _unreadable(error, Where(name)) from error
-        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED:
-            settled[name] = seen[name]
-    if remembered is not None and settled != known:
-        _remember(remembered, settled)
-    return digest_of([[name, entry[0], entry[-1]] for name, entry in sorted(seen.items())])
 
 
 def read_file(path: Path, tag: str) -> Tables:
@@ -74,7 +41,7 @@ def read_file(path: Path, tag: str) -> Tables:
 
 def read_directory(directory: Path, tag: str) -> Tables:
     """The tables of an operator's directory; raises DataError naming the file and the column that do not fit."""
-    files = _files(directory, tag)
+    files = data_files(directory, tag)
     held_out = [path for path in files if _is_held_out(path.relative_to(directory))]
     train = [path for path in files if path not in held_out]
     return _tables([_part(path, directory) for path in train], [_part(path, directory) for path in held_out], tag)
@@ -92,7 +59,7 @@ def _tables(train: Sequence[columns.Part], held_out: Sequence[columns.Part], tag
             where=Where(misfit.label),
         ) from misfit
     if not any(part.table.num_rows for part in parts):
-        raise DataError("FL4007", f"The data directory of tag {tag!r} has no rows to learn from.", cure=_FILES)
+        raise DataError("FL4007", f"The data directory of tag {tag!r} has no rows to learn from.", cure=FILES)
     try:
         schema = columns.common_schema([*parts, *held_out_parts])
         holdout = columns.join(held_out_parts, schema) if held_out_parts else None
@@ -123,31 +90,6 @@ def union(tables: Sequence[tuple[str, Tables]]) -> Tables:
         ) from misfit
 
 
-def _files(directory: Path, tag: str) -> list[Path]:
-    if not directory.is_dir():
-        raise DataError(
-            "FL4008",
-            f"The data directory of tag {tag!r} does not exist.",
-            cure="Correct data_directories in flops.yaml.",
-            transient=True,
-        )
-    found = []
-    for folder, folders, names in os.walk(directory):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        data = [name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")]
-        for path in (Path(folder) / name for name in [*folders, *data]):
-            if path.is_symlink() or (path.name in data and not path.is_file()):
-                raise DataError(
-                    "FL4009",
-                    f"{path.relative_to(directory)} in the data directory of tag {tag!r} is a link or no regular file.",
-                    cure="Replace it by the file itself, or remove it.",
-                )
-        found += [Path(folder) / name for name in data]
-    if not found:
-        raise DataError("FL4007", f"The data directory of tag {tag!r} has no data files.", cure=_FILES)
-    return sorted(found)
-
-
 def _is_held_out(name: Path) -> bool:
     return bool(_HELD_OUT_NAME.fullmatch(name.stem.lower())) or bool(HELD_OUT.intersection(name.parts[:-1]))
 
@@ -157,7 +99,7 @@ def _part(path: Path, directory: Path) -> columns.Part:
     try:
         return columns.Part(name, _read(path), guessed=path.suffix.lower() == ".csv")
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise _unreadable(error, Where(name)) from error
+        raise unreadable(error, Where(name)) from error
 
 
 def _read(path: Path) -> pa.Table:
@@ -176,27 +118,3 @@ def _read(path: Path) -> pa.Table:
         return pa.feather.read_table(path)
     with pa.OSFile(str(path)) as source:
         return pa.ipc.open_stream(source).read_all()
-
-
-def _unreadable(error: Exception, where: Where) -> DataError:
-    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return DataError("FL4010", f"The file cannot be read: {reason[:200].rstrip('.')}.", cure="Mend or remove it.", where=where)
-
-
-def _recall(path: Path | None) -> dict[str, list[int | str]]:
-    try:
-        known = orjson.loads(path.read_bytes()) if path is not None else {}
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) and all(isinstance(item, list) for item in known.values()) else {}
-
-
-def _remember(path: Path, known: dict[str, list[int | str]]) -> None:
-    """Keep hashes for next time; where nothing can be written they are computed again."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(orjson.dumps(known))
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
