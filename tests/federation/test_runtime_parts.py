@@ -76,3 +76,16 @@ print(level, kept == level.startswith("Landlock"), sep="|")
     level, consistent = inside(code, str(tmp_path)).split("|")
     assert level
     assert consistent == "True"
+
+
+def test_a_reconciler_of_the_lowest_priority_can_export_too() -> None:
+    code = """
+import os
+from flops_runtime.export import lower_priority
+lower_priority()
+print(os.nice(0) >= 15)
+os.nice(19)
+lower_priority()
+print(os.nice(0))
+"""
+    assert inside(code) == "True\n19"
