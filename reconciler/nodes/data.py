@@ -125,7 +125,7 @@ class NodeData:
             return None
         return self._dealt(chosen, "test", partition, partitions)
 
-    def _with(self, tags: Sequence[str]) -> list[NodeDataset]:
+    def _with(self, tags: Sequence[str]) -> Sequence[NodeDataset]:
         chosen = [dataset for dataset in self.list() if set(dataset.tags) & set(tags)]
         if not chosen:
             raise DataError(

@@ -214,7 +214,7 @@ class Federation:
     ) -> Relay:
         spec = fab.LearnerSpec(digest, "digits", "sklearn", 1, ("blobs",), 200, 1, setup, *LOCK, privacy)
         record = self.root / "runs" / f"{digest}.json"
-        return Relay(self.superlink(), list(self.candidates.values()), self.allowed, fab.build(repo, spec), digest, record)
+        return Relay(self.superlink(), list(self.candidates.values()), lambda: self.allowed, fab.build(repo, spec), digest, record)
 
     def job(self, nodes: int, **changes: Any) -> TrainingJob:
         values: dict[str, Any] = {
