@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 
 from reconciler.engine import Engine
 from reconciler.errors import FlopsError, SpecErrors
@@ -74,10 +75,10 @@ class Federations:
         if not declared and self._pruned:
             return
         running = self._running()
-        for name in running.keys() - {name for name, config in declared.items() if config.superlink is None}:
-            service = running[name].name
-            self._see_to(name, f"gone {service}", lambda service=service: self._engine.runtime.remove(service))  # type: ignore[misc]
-        self._pruned = not (running.keys() - declared.keys())
+        gone = running.keys() - {name for name, config in declared.items() if config.superlink is None}
+        for name in sorted(gone):
+            self._see_to(name, "gone", partial(self._engine.runtime.remove, running[name].name), there=False)
+        self._pruned = not gone
         for name, config in sorted(declared.items()):
             kept = self._kept.setdefault(name, _Kept())
             self._read(name, commit, kept)

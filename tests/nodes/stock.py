@@ -65,6 +65,6 @@ class StockFederation(Federation):
                 str(EXECUTABLES / "flower-supernode"), "--superlink", f"{self.host}:{self.port}", "--root-certificates",
                 str(self.folder / "ca.pem"), "--auth-supernode-private-key", str(folder / "node.key"), "--port", str(free_port()),
             ],
-            folder / "node.log", folder, {**self._env(), "FLWR_HOME": str(folder / "flwr")},
+            folder / "node.log", folder, {**self._env(), "PATH": f"{EXECUTABLES}:/usr/bin:/bin", "FLWR_HOME": str(folder / "flwr")},
         )  # fmt: skip
         return self.nodes[name]
