@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from reconciler.engine import Engine
 from reconciler.errors import ControllerError, FlopsError
@@ -65,12 +66,10 @@ class Controller:
         self._monotonic, self._wait = monotonic, wait
         self._publisher = publisher or Publisher(engine.status, lambda text: observer.tell("", "warning", text))
         self.lease = lease or Lease(engine.journal, monotonic=monotonic)
-        poll = engine.config.poll_interval
-        self.revisions = Revisions(
-            engine.ml_repos, self._asking, lambda: self.wake(fetch=False), monotonic=monotonic, uniform=uniform, refresh=poll
-        )
+        poll, again = engine.config.poll_interval, partial(self.wake, fetch=False)
+        self.revisions = Revisions(engine.ml_repos, self._asking, again, monotonic=monotonic, uniform=uniform, refresh=poll)
         self._looker = Looker(engine, self.revisions)
-        self._federations = Federations(engine, self._asking, lambda: self.wake(fetch=False), monotonic=monotonic, uniform=uniform)
+        self._federations = Federations(engine, self._asking, again, monotonic=monotonic, uniform=uniform)
         self._pace = Pace(poll, uniform)
         self.queue = WorkQueue(parallel, uniform)
         self.ledger = Ledger()
@@ -380,9 +379,8 @@ class Controller:
     def _idle(self) -> bool:
         """Whether nothing will change by itself: the end of `--once`."""
         view = self.view
-        if view is None or self._runs or self._done or self._finished or self._asked is not None:
-            return False
-        if self.revisions.in_flight or self._federations.in_flight:
+        busy = self.revisions.in_flight + self._federations.in_flight
+        if view is None or self._runs or self._done or self._finished or self._asked is not None or busy:
             return False
         if 0 < self._pace.bad_looks < self._tries:
             return False

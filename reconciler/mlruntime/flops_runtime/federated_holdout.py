@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from flops_runtime import heldout, saving
+from flops_runtime.failures import Failure
 from flops_runtime.quorum import require
 
 ACTION, QUERY = "holdout", "query.holdout"
@@ -77,14 +78,14 @@ def measure(grid: Any, arrays: Any, timeout: float, needed: int, tell: Any) -> M
     grid.clear_failures()
     orders = [Message(RecordDict({"arrays": arrays}), node.node_id, QUERY) for node in ready]
     replies = list(grid.send_and_receive(orders, timeout=timeout))
-    names = {node.node_id: node.name for node in ready}
     told = []
     for reply in replies:
         if not reply.has_error():
             try:
                 told.append(_read(reply.content))
             except (KeyError, TypeError, ValueError) as error:
-                tell("warning", f"node {names[reply.metadata.src_node_id]} is not counted: FL5720 {error}.")
+                cure = "Look after the node: it runs another release, or answers what cannot be."
+                grid.refuse(int(reply.metadata.src_node_id) - 1, Failure("FL5720", f"It is not counted: {error}.", cure=cure))
     if len(told) < needed and any(failure.transient for _, failure in grid.failures()):
         require(len(told), needed, "through with held-out rows", "the measuring on held-out rows", grid)
     measured = Measured(_sum([metrics for metrics, _ in told]), common_form([form for _, form in told if form is not None]))
