@@ -20,12 +20,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from reconciler.asking import PATIENCE
 from reconciler.engine import Engine
 from reconciler.errors import ControllerError, FlopsError
 from reconciler.events import Complaints, Observer
 from reconciler.execution import Ending, Execution, unexpected
+from reconciler.federations import Federations
 from reconciler.lease import TERM, Heartbeat, Lease
 from reconciler.ledger import Finished, Ledger
 from reconciler.looking import Looker, ProjectView, View
@@ -68,11 +70,10 @@ class Controller:
         self._publisher = publisher or Publisher(engine.status, lambda text: observer.tell("", "warning", text))
         self.notifier = open_notifier(engine.config, engine.journal, engine.repo, observer)
         self.lease = lease or Lease(engine.journal, monotonic=monotonic)
-        poll = engine.config.poll_interval
-        self.revisions = Revisions(
-            engine.ml_repos, self._asking, lambda: self.wake(fetch=False), monotonic=monotonic, uniform=uniform, refresh=poll
-        )
-        self._looker = Looker(engine, self.revisions, changed=lambda: self.wake(fetch=False), monotonic=monotonic)
+        poll, again = engine.config.poll_interval, partial(self.wake, fetch=False)
+        self.revisions = Revisions(engine.ml_repos, self._asking, again, monotonic=monotonic, uniform=uniform, refresh=poll)
+        self._looker = Looker(engine, self.revisions, changed=again, monotonic=monotonic)
+        self._federations = Federations(engine, self._asking, again, monotonic=monotonic, uniform=uniform)
         self._patience = patience
         self._pace = Pace(poll, uniform)
         self.queue = WorkQueue(parallel, uniform)
@@ -152,7 +153,8 @@ class Controller:
         if self.view is None or self._lost.is_set():
             raise ControllerError("FL9011", "It was stopped before it was done.", cure="Start it again.", transient=True)
         retrying = any(item.ending in {Ending.TRANSIENT, Ending.CANCELLED} for item in self._executions.values())
-        return Convergence(self.view, dict(self._executions), not retrying and not self.view.unreachable and not self.view.waiting)
+        known = not (self.view.unreachable or self.view.waiting or self._federations.failing)
+        return Convergence(self.view, dict(self._executions), known and not retrying)
 
     def serve(self) -> None:
         """Go on until `stop`: looks are asked for by triggers, and made by the clock where no trigger can be relied on.
@@ -239,6 +241,7 @@ class Controller:
             elif fetched is not None and self._publisher.was_changed():
                 self.ledger.dirty = True  # somebody wrote to the status branch: it is ours, so it says again what is so
             self.view = self._looker.look(self.ledger.documents, complain=self._complain)
+            self._federations.look(self.view.commit, self._complain)
             trouble = bool(self.view.unreachable or (self.view.waiting and not self.revisions.in_flight))
         except FlopsError as error:
             if not self._pace.serving:
@@ -390,7 +393,8 @@ class Controller:
     def _idle(self) -> bool:
         """Whether nothing will change by itself: the end of `--once`."""
         view = self.view
-        if view is None or self._runs or self._done or self._finished or self._asked is not None or self.revisions.in_flight:
+        busy = self.revisions.in_flight + self._federations.in_flight
+        if view is None or self._runs or self._done or self._finished or self._asked is not None or busy:
             return False
         if 0 < self._pace.bad_looks < self._tries:
             return False

@@ -110,21 +110,35 @@ class NodeData:
             shutil.rmtree(self._root / "shards", ignore_errors=True)
 
     def shard(self, tags: Sequence[str], partition: int, partitions: int) -> Shard:
-        """The rows of every dataset with one of these tags that belong to one of several learners on this data.
+        """The rows to learn from, of every dataset with one of these tags, that belong to one of several learners on this data.
 
         Shards of different partitions are disjoint, together they are all rows, and they are the same each time. Raises
         DataError.
         """
+        chosen = self._with(tags)
+        return self._dealt(chosen, "train", partition, partitions)
+
+    def held_out(self, tags: Sequence[str], partition: int, partitions: int) -> Shard | None:
+        """The same of the rows that are in no training; None where there are too few for everybody. Raises DataError."""
+        chosen = [dataset for dataset in self._with(tags) if dataset.test_rows]
+        if sum(dataset.test_rows for dataset in chosen) < partitions:
+            return None
+        return self._dealt(chosen, "test", partition, partitions)
+
+    def _with(self, tags: Sequence[str]) -> Sequence[NodeDataset]:
         chosen = [dataset for dataset in self.list() if set(dataset.tags) & set(tags)]
         if not chosen:
             raise DataError(
                 "FL4501", f"This node has no data with the tags {', '.join(tags)}.", cure="Add some with `flops data add`."
             )
-        digest = digest_of([[dataset.digest for dataset in chosen], partitions])
+        return chosen
+
+    def _dealt(self, chosen: Sequence[NodeDataset], part: str, partition: int, partitions: int) -> Shard:
+        digest = digest_of([[dataset.digest for dataset in chosen], part, partitions])
         directory = self._root / "shards" / digest[:32]
         with making(directory) as make:
             if make:
-                tables = [(dataset.name, user_files.Tables(self._table(dataset), None)) for dataset in chosen]
+                tables = [(dataset.name, user_files.Tables(self._table(dataset, part), None)) for dataset in chosen]
                 whole = user_files.union(tables).train
                 if whole.num_rows < partitions:
                     raise DataError(
@@ -136,8 +150,8 @@ class NodeData:
         path = directory / f"{partition:04}.arrow"
         return Shard(path, arrow_files.read(path).num_rows)
 
-    def _table(self, dataset: NodeDataset) -> pa.Table:
-        return arrow_files.read(self._folder(dataset.digest) / "train.arrow")
+    def _table(self, dataset: NodeDataset, part: str) -> pa.Table:
+        return arrow_files.read(self._folder(dataset.digest) / f"{part}.arrow")
 
     def _read(self, source: Path, name: str) -> user_files.Tables:
         if source.is_file() and not source.is_symlink():

@@ -13,15 +13,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 from flwr.common.constant import FAB_DATE, FAB_MAX_SIZE
 
 from reconciler.environments import Lock
 from reconciler.environments.model import DependencyReport
 from reconciler.errors import TrainingError
+from reconciler.spec.training import Privacy
 
 SPEC_FILE, CODE = "flops.json", "ml_repo"
+_PRIVACY, _MECHANISMS = set(Privacy.model_fields), get_args(Privacy.model_fields["mechanism"].annotation)
 _UNPACKED_LIMIT = 256 << 20
 _FILES_LIMIT = 5000
 _PROJECT = """[project]
@@ -57,6 +59,8 @@ class LearnerSpec:
     setup_seconds: float
     python: str
     requirements: str
+    privacy: Mapping[str, Any] | None = None
+    """Differential privacy of the SLA: what a learner does to its update before it leaves the node."""
 
     @property
     def lock(self) -> Lock:
@@ -120,6 +124,8 @@ def _spec(data: Mapping[str, Any]) -> LearnerSpec:
     spec = LearnerSpec(**{**data, "data_tags": tuple(str(tag) for tag in data["data_tags"])})
     if spec.flavor not in ("sklearn", "pytorch", "keras") or not 1 <= spec.memory_mb <= 10_000_000 or len(spec.digest) != 64:
         raise ValueError("values out of range")
+    if spec.privacy is not None and (set(spec.privacy) != _PRIVACY or spec.privacy["mechanism"] not in _MECHANISMS):
+        raise ValueError("a privacy that is not known here")  # trained without it, data would be less private than declared
     return spec
 
 

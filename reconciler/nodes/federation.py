@@ -14,8 +14,12 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
+from filelock import FileLock
+
+from reconciler.digests import digest_of
 from reconciler.errors import SpecError, SpecErrors, TrainingError
 from reconciler.nodes import certificates, fab
 from reconciler.nodes.keys import fingerprint
@@ -64,7 +68,7 @@ def declared(files: Mapping[str, tuple[str, bytes]], federation: str) -> dict[st
 
 
 class Federation:
-    """One federation. Starts nothing before it is asked for something."""
+    """One federation, with the nodes that a commit declares. Starts nothing before it is asked for something."""
 
     def __init__(
         self,
@@ -95,11 +99,33 @@ class Federation:
             return Path(self._config.root_certificates) if self._config.root_certificates else None
         return certificates.ensure(self._folder, self._config.hosts, datetime.datetime.now(datetime.UTC))
 
+    def declare(self) -> str:
+        """Writes down that the declared keys, and no others, are allowed from now on; what is equal as long as nothing changes."""
+        content = json.dumps({name: node.public_key for name, node in sorted(self._nodes.items())})
+        with self._lock():
+            if self._written() != content:
+                self._private(ALLOWED, content)
+        return digest_of([content, self._config.model_dump(mode="json")])
+
+    def allowed(self) -> dict[str, bytes]:
+        """The keys that are allowed now, by node name: those that were declared last, by whichever commit."""
+        content = self._written()
+        if content is None:
+            self.declare()
+            return self.allowed()
+        return {str(name): str(key).encode() for name, key in json.loads(content).items()}
+
+    def take_up(self) -> None:
+        """Makes the SuperLink run, if it is ours, and the allowed keys those that it knows. Raises TrainingError, ServingError."""
+        link = self.superlink()
+        try:
+            link.allow(self.allowed())
+        finally:
+            link.close()
+
     def superlink(self) -> SuperLink:
-        """The SuperLink with the declared keys registered; started if it is ours. Raises TrainingError, ServingError."""
-        link = SuperLink(self._access())
-        link.allow(self._keys())
-        return link
+        """The SuperLink; started if it is ours. Raises TrainingError, ServingError."""
+        return SuperLink(self._access())
 
     def link(self, repo_dir: Path, spec: fab.LearnerSpec) -> Relay:
         """The way to the learners of a run."""
@@ -115,11 +141,13 @@ class Federation:
             )
         record = self._folder / "runs" / f"{spec.digest}.json"
         bundle = fab.build(repo_dir, spec)
-        return Relay(SuperLink(self._access()), candidates, self._keys(), bundle, spec.digest, record, on_rows=self._keep_rows)
+        return Relay(self.superlink(), candidates, self.allowed, bundle, spec.digest, record, on_rows=self._keep_rows)
 
     def rows(self) -> list[NodeRow]:
         """Every declared node and what is known of it."""
-        members = {member.name: member for member in self.superlink().members()}
+        link = self.superlink()
+        members = {member.name: member for member in link.members()}
+        link.close()
         counted = self._rows()
         found = []
         for name, node in sorted(self._nodes.items()):
@@ -141,17 +169,18 @@ class Federation:
         entries = [json.loads(line) for line in lines]
         return [(entry["at"], entry["key"], entry["from"]) for entry in entries if entry["at"] >= since]
 
-    def _keys(self) -> dict[str, bytes]:
-        return {name: node.public_key.encode() for name, node in self._nodes.items()}
-
     def _access(self) -> Access:
         if not self.ours:
             return self._others()
-        certificates.ensure(self._folder, self._config.hosts, datetime.datetime.now(datetime.UTC))
-        self._private(ALLOWED, json.dumps({name: key.decode() for name, key in self._keys().items()}))
-        if not (self._folder / SECRET).is_file():
-            self._private(SECRET, secrets.token_urlsafe(32))
-        service = self._runtime.apply(superlink_service(self.name, self._folder, self._config.listen, self._instance))
+        self.allowed()  # the file is there before the SuperLink reads it
+        with self._lock():
+            certificates.ensure(self._folder, self._config.hosts, datetime.datetime.now(datetime.UTC))
+            if not (self._folder / SECRET).is_file():
+                self._private(SECRET, secrets.token_urlsafe(32))
+            # It reads its certificate once: another one is another version of the service.
+            certificate = sha256((self._folder / certificates.SERVER).read_bytes()).hexdigest()
+        spec = superlink_service(self.name, self._folder, self._config.listen, self._instance, certificate)
+        service = self._runtime.apply(spec)
         if not service.healthy:
             raise TrainingError(
                 "FL5801", f"The SuperLink of federation {self.name!r} does not answer.", cure="It is started again.", transient=True
@@ -162,14 +191,26 @@ class Federation:
         config = self._config
         try:
             root = Path(config.root_certificates).read_bytes() if config.root_certificates else None
-            secret = Path(config.superexec_secret_file).read_bytes().strip() if config.superexec_secret_file else None
+            # As Flower reads it: a newline at the end is part of the secret.
+            secret = Path(config.superexec_secret_file).read_bytes() if config.superexec_secret_file else None
         except OSError as error:
             raise TrainingError(
                 "FL5809", f"A file of the federation {self.name!r} cannot be read: {error.strerror}.", cure="Correct flops.yaml."
             ) from error
         return Access(str(config.superlink), root_certificates=root, superexec_secret=secret)
 
+    def _lock(self) -> FileLock:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return FileLock(self._folder / ".lock")
+
+    def _written(self) -> str | None:
+        try:
+            return (self._folder / ALLOWED).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
     def _private(self, name: str, content: str) -> None:
+        """Writes a file for its owner only; to be called with the lock."""
         temporary = self._folder / f".{name}.partial"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -183,12 +224,15 @@ class Federation:
             return {}
 
     def _keep_rows(self, rows: Mapping[str, int]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._private("rows.json", json.dumps(self._rows() | dict(rows)))
+        with self._lock():
+            self._private("rows.json", json.dumps(self._rows() | dict(rows)))
 
 
-def superlink_service(name: str, folder: Path, listen: str, instance: str) -> ServiceSpec:
-    """The service that is a federation's SuperLink: Fleet API on `listen`, everything else on a loopback port."""
+def superlink_service(name: str, folder: Path, listen: str, instance: str, certificate: str) -> ServiceSpec:
+    """The service that is a federation's SuperLink: Fleet API on `listen`, everything else on a loopback port.
+
+    `certificate` is the digest of the one that it shows.
+    """
     return ServiceSpec(
         name=f"{KIND}-{name}",
         argv=(
@@ -197,7 +241,7 @@ def superlink_service(name: str, folder: Path, listen: str, instance: str) -> Se
         cwd=folder,
         env={"FLWR_TELEMETRY_ENABLED": "0", "FLWR_HOME": str(folder / "flwr"), "DO_NOT_TRACK": "true"},
         health_path="/health",
-        labels={"flops.kind": KIND, "flops.federation": name, "flops.instance": instance},
+        labels={"flops.kind": KIND, "flops.federation": name, "flops.instance": instance, "flops.certificate": certificate},
         socket="own",
         start_timeout=120,
     )  # fmt: skip

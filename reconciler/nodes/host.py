@@ -42,12 +42,16 @@ class LearnerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run's learner works on this node: `directory` has the unpacked ML repo, and is the run's own."""
+    """Where a run's learner works on this node: `directory` has the unpacked ML repo, and is the run's own.
+
+    `held_out` has the rows that are in no training; None where this node has none.
+    """
 
     directory: Path
     python: Path
     shard: Path
     log: Path
+    held_out: Path | None = None
 
 
 class Host:
@@ -65,6 +69,8 @@ class Host:
             "data": str(place.shard.resolve()),
             "seed": spec.seed,
             "flavor": spec.flavor,
+            "privacy": dict(spec.privacy) if spec.privacy is not None else None,
+            "held_out": str(place.held_out.resolve()) if place.held_out is not None else "",
             "memory_mb": spec.memory_mb,
             "setup_seconds": spec.setup_seconds,
         }

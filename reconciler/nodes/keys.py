@@ -17,15 +17,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from reconciler.errors import TrainingError
 
 CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+_OPENSSH = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 KeyPair = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
 
 
 def generate(private_file: Path) -> ec.EllipticCurvePublicKey:
     """Make a key pair: `private_file` (mode 0600) and the public key beside it as `.pub`. Raises TrainingError."""
     key = ec.generate_private_key(ec.SECP384R1())
-    content = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )  # fmt: skip
+    openssh = serialization.PrivateFormat.OpenSSH  # Flower's own SuperNode reads no other
+    content = key.private_bytes(serialization.Encoding.PEM, openssh, serialization.NoEncryption())
     try:
         private_file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(private_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -53,7 +53,9 @@ def read(private_file: Path) -> KeyPair:
     try:
         if private_file.stat().st_mode & 0o077:
             raise TrainingError("FL5808", f"Others may read the key file {private_file}.", cure=f"Run `chmod 600 {private_file}`.")
-        key = serialization.load_pem_private_key(private_file.read_bytes(), password=None)
+        content = private_file.read_bytes()
+        load = serialization.load_ssh_private_key if content.startswith(_OPENSSH) else serialization.load_pem_private_key
+        key = load(content, password=None)
     except OSError as error:
         raise TrainingError(
             "FL5808", f"The key file cannot be read: {error.strerror}.", cure="Make a key with `flops node keygen`."

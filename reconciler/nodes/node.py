@@ -243,9 +243,11 @@ class Node:
                 f"This node does not serve the tags {', '.join(spec.data_tags)}.",
                 cure="Join with --tags that include one.",
             )
-        shard = self._data.shard(wanted, self._settings.partition, self._settings.partitions)
+        mine = self._settings.partition, self._settings.partitions
+        shard, held_out = self._data.shard(wanted, *mine), self._data.held_out(wanted, *mine)
         environment = self._environments.ensure(spec.lock, on_line=lambda line: self._tell("environment", line))
-        place = Place(directory, environment.python, shard.path, self._settings.work_dir / "learner.log")
+        log = self._settings.work_dir / "learner.log"
+        place = Place(directory, environment.python, shard.path, log, held_out.path if held_out else None)
         host = Host(spec, index, place, lambda kind, text: self._tell("learner", f"{kind}: {text}"))
         learner = _Learner(run_id, spec, directory, shard, host, index)
         self._learners[fab_hash] = learner

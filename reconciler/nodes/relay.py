@@ -69,12 +69,12 @@ class Relay:
     """The link of one run. `open` is a context; leaving it ends the run on the SuperLink, unless this process is killed."""
 
     def __init__(
-        self, superlink: SuperLink, candidates: Sequence[Candidate], keys: Mapping[str, bytes], bundle: AppBundle, digest: str,
-        record: Path, on_rows: Callable[[Mapping[str, int]], None] = lambda _: None,
+        self, superlink: SuperLink, candidates: Sequence[Candidate], keys: Callable[[], Mapping[str, bytes]], bundle: AppBundle,
+        digest: str, record: Path, on_rows: Callable[[Mapping[str, int]], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self._superlink = superlink
         self._candidates = sorted(candidates, key=lambda candidate: candidate.name)
-        self._keys = dict(keys)
+        self._keys = keys  # asked for each time: a key that was taken out meanwhile does not come back with a run
         self._bundle = bundle
         self._digest = digest
         self._record = record
@@ -92,7 +92,7 @@ class Relay:
     @contextmanager
     def open(self) -> Iterator[int]:
         """The file descriptor that the aggregator inherits. Raises TrainingError when there is no SuperLink."""
-        self._node_ids = self._superlink.allow(self._keys)
+        self._node_ids = self._superlink.allow(self._keys())
         self._take_up()
         ours, theirs = socket.socketpair()
         self._pipe = Connection(ours.detach())
@@ -228,7 +228,7 @@ class Relay:
         for run in self._superlink.runs():
             if run.run_id == self._run_id and run.finished == SubStatus.STOPPED:
                 raise TrainingError("FL5806", "The run was stopped on the SuperLink.", cure="Change the SLA, or set `rerun`.")
-        self._node_ids = self._superlink.allow(self._keys)
+        self._node_ids = self._superlink.allow(self._keys())
         self._submit()
         self._unsent += list(self._sent.values())
         self._sent.clear()
@@ -268,6 +268,9 @@ class Relay:
             self._nodes_wanted = False
 
     def _push(self) -> None:
+        for sent in [sent for sent in self._unsent if self._candidates[sent.candidate].name not in self._node_ids]:
+            self._unsent.remove(sent)
+            self._failed(sent, "FL5811", "The node's key is not allowed any more.", lost=True)
         messages: list[tuple[_Sent, Message]] = [(sent, self._message(sent)) for sent in self._unsent]
         objects: dict[str, Any] = {}
         trees = []

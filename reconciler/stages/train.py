@@ -164,6 +164,7 @@ def _link(work: Work, name: str) -> Link:
         setup_seconds=max(300.0, training.round_timeout),
         python=work.lock.python,
         requirements=work.lock.requirements,
+        privacy=training.privacy.model_dump() if training.privacy else None,
     )
     return work.tools.federation(name, work.declared.commit).link(work.repo_dir, spec)
 

@@ -122,3 +122,16 @@ for number in range(200):
 print(failed)
 """
     assert inside(code, str(tmp_path)) == "[]"
+
+
+def test_a_reconciler_of_the_lowest_priority_can_export_too() -> None:
+    code = """
+import os
+from flops_runtime.export import lower_priority
+lower_priority()
+print(os.nice(0) >= 15)
+os.nice(19)
+lower_priority()
+print(os.nice(0))
+"""
+    assert inside(code) == "True\n19"

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,7 @@ class Federation:
     def node(
         self, name: str, *, tags: str = "blobs", rows: int = 200, allow: bool = True, seed: int | None = None, netns: str = "",
         declared_tags: Sequence[str] | None = None, data: Path | None = None, partition: tuple[int, int] = (0, 1),
+        test_fraction: float = 0.0,
     ) -> Process:  # fmt: skip
         """A node with its own key and data; allowed and declared for its tags unless it is not to be."""
         folder = self.root / name
@@ -189,7 +190,7 @@ class Federation:
         place = data or folder / "data"
         if data is None:
             source = write_rows(folder / "rows.parquet", rows, seed if seed is not None else len(self.nodes) + 1)
-            NodeData(place).add(source, name="rows", tags=tags.split(","))
+            NodeData(place).add(source, name="rows", tags=tags.split(","), test_fraction=test_fraction)
         if allow:
             self.allowed[name] = public
             (self.folder / superlink_server.ALLOWED).write_text(
@@ -208,10 +209,12 @@ class Federation:
         )  # fmt: skip
         return self.nodes[name]
 
-    def relay(self, digest: str = "cd" * 32, repo: Path = REPO, setup: float = 120.0) -> Relay:
-        spec = fab.LearnerSpec(digest, "digits", "sklearn", 1, ("blobs",), 200, 1, setup, *LOCK)
+    def relay(
+        self, digest: str = "cd" * 32, repo: Path = REPO, setup: float = 120.0, privacy: Mapping[str, Any] | None = None
+    ) -> Relay:
+        spec = fab.LearnerSpec(digest, "digits", "sklearn", 1, ("blobs",), 200, 1, setup, *LOCK, privacy)
         record = self.root / "runs" / f"{digest}.json"
-        return Relay(self.superlink(), list(self.candidates.values()), self.allowed, fab.build(repo, spec), digest, record)
+        return Relay(self.superlink(), list(self.candidates.values()), lambda: self.allowed, fab.build(repo, spec), digest, record)
 
     def job(self, nodes: int, **changes: Any) -> TrainingJob:
         values: dict[str, Any] = {

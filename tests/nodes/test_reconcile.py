@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import orjson
 import pytest
 
@@ -23,6 +24,8 @@ training_configuration:
   min_available_clients: 2
   min_fit_clients: 2
   min_evaluate_clients: 2
+evaluation_gate: {metric: holdout.accuracy, threshold: 0.5}
+post_training_steps: [build_image_for_trained_model, deploy_trained_model_image]
 """
 
 
@@ -37,7 +40,7 @@ def bench(tmp_path: Path) -> Iterator[Workbench]:
 
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
-def test_a_merged_sla_trains_on_declared_nodes_only(bench: Workbench, tmp_path: Path) -> None:
+def test_a_merged_sla_trains_on_declared_nodes_only_and_serves_what_it_measured_there(bench: Workbench, tmp_path: Path) -> None:
     import sys
 
     port = free_port()
@@ -54,7 +57,8 @@ def test_a_merged_sla_trains_on_declared_nodes_only(bench: Workbench, tmp_path: 
     for seed, name in enumerate(("north", "south", "stranger")):
         data = tmp_path / name
         said = bench.flops("node", "keygen", str(data / "node.key"))
-        bench.flops("data", "add", str(write_rows(tmp_path / f"{name}.parquet", 200, seed)), "--tags", "blobs", "--data", str(data))
+        rows = str(write_rows(tmp_path / f"{name}.parquet", 250, seed))
+        bench.flops("data", "add", rows, "--tags", "blobs", "--data", str(data), "--test-fraction", "0.2")
         if name != "stranger":
             key = said.split("public_key: |\n", 1)[1].split("\n\n", 1)[0]
             declared = f"public_key: |\n{key}\ntags: [blobs]\nfederation: hospitals\n"
@@ -73,7 +77,13 @@ def test_a_merged_sla_trains_on_declared_nodes_only(bench: Workbench, tmp_path: 
         bench.flops("reconcile", "--once")
         document = bench.status("blobs")
         stages = {stage["stage"]: stage["result"] for stage in document["stages"]}
-        assert stages["train"] == stages["register"] == "done", document
+        assert {stages[name] for name in ("train", "gate", "register", "deploy", "verify")} == {"done"}, document
+        assert document["training"]["holdout"]["rows"] == 100
+        assert document["gate"]["reason"].startswith("holdout.accuracy is 0.")
+        assert document["verification"]["matched"] == document["verification"]["samples"] > 0
+        address = document["service"]["address"]
+        answer = httpx.post(f"http://{address}/invocations", json={"inputs": [[0.0] * 8, [1.0] * 8]}).json()
+        assert len(answer["predictions"]) == 2
         eventually(lambda: "FL5803" in nodes[2].said())
         listing = orjson.loads(bench.flops("nodes", "-o", "json"))["hospitals"]
         assert [(row["name"], row["connected"], row["rows"]) for row in listing["nodes"]] == [

@@ -24,6 +24,8 @@ from flops_runtime import sandbox
 from flops_runtime.failures import Failure, is_disk_full, no_space
 
 _OWN_DIR = Path(__file__).resolve().parent.parent
+SETUP_SECONDS = 300.0
+"""How long a node may take to load its held-out rows where rounds have no limit."""
 
 
 def main(arguments: list[str]) -> int:
@@ -79,7 +81,7 @@ def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str, given
     nursery = OrderedNursery(given_fds["ordered"]) if "ordered" in given_fds else Nursery(job["flavor"], preload)
     from flwr.app import Context, RecordDict
 
-    from flops_runtime import hierarchy, rounds, strategies, virtual
+    from flops_runtime import federated_holdout, hierarchy, rounds, strategies, virtual
     from flops_runtime.checkpoints import Checkpoints, write_atomically
     from flops_runtime.exporting import Exporter
     from flops_runtime.grid import EmbeddedGrid
@@ -99,7 +101,8 @@ def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str, given
         events.tell("resumed", f"goes on after {loop.noun} {len(resumed)}", round=len(resumed))
     grid: EmbeddedGrid | SuperLinkGrid | None = None
     specs = _specs(job, work)
-    if not rounds.finished(resumed, loop.rounds, loop.early_stop):
+    trained = rounds.finished(resumed, loop.rounds, loop.early_stop)
+    if not trained or link is not None:  # nodes are asked once more when all rounds are over
         nodes = f"{len(specs)} learners"
         if hierarchical:
             strategy = strategies.of_root(job)
@@ -117,12 +120,21 @@ def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str, given
     exporter = Exporter(nursery, job, work)
     if grid is not None:
         context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
-        rounds.loop_app(loop, strategy, checkpoints, events.tell)(grid, context)
-        grid.close()
+        if not trained:
+            rounds.loop_app(loop, strategy, checkpoints, events.tell)(grid, context)
     results, _, _ = checkpoints.load(loop.rounds)
     best = best_round(results, job["metric"], job["direction"])
+    measured = None
+    if isinstance(grid, SuperLinkGrid):
+        timeout = rounds.setup_timeout(job) or SETUP_SECONDS
+        arrays = rounds.to_record(checkpoints.parameters(best))
+        measured = federated_holdout.measure(grid, arrays, timeout, int(job["min_evaluate"]), events.tell)
+    if grid is not None:
+        grid.close()
     events.tell("exporting", f"the best model is that of {loop.noun} {best}", round=best)
-    exported = exporter.export(checkpoints.parameters(best), run_dir)
+    exported = exporter.export(checkpoints.parameters(best), run_dir, measured.form if measured else None)
+    if measured is not None:
+        exported["holdout"] = measured.holdout
     for warning in exported.pop("warnings"):
         events.tell("warning", warning)
     result = {

@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 import traceback
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ import numpy as np
 from flops_runtime import sandbox, saving, wire
 from flops_runtime.contract import ModelContract, prepare_process, seed_everything
 from flops_runtime.failures import Failure, user_failure
-from flops_runtime.heldout import Pair, find_pairs, test_part
+from flops_runtime.federated_holdout import Form, form_of, synthetic
+from flops_runtime.heldout import Pair, accepted, accepts, accuracy, labels_of, test_part
 
 RUNTIME_DIR = Path(__file__).resolve().parent.parent
 _SAMPLES = 1000
@@ -43,7 +43,8 @@ def run(connection: Connection, spec: dict[str, Any]) -> None:
     try:
         if warm.failure is not None or warm.contract is None:
             raise warm.failure or Failure("FL5040", "The export did not start.", cure="See child.log.")
-        answer = _export(warm.contract, spec, Path(order["parameters"]), repo, work)
+        form = form_of(order["form"]) if order["form"] else None
+        answer = _export(warm.contract, spec, Path(order["parameters"]), form, repo, work)
         wire.send_note(connection, {"kind": "exported", **answer})
     except BaseException as error:
         traceback.print_exc()
@@ -62,7 +63,7 @@ class _Warmth:
         self.thread.start()
 
     def _warm(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
+        lower_priority()
         try:
             seed_everything(self._spec["seed"], "export")
             contract = ModelContract(self._repo, self._work)
@@ -78,18 +79,28 @@ class _Warmth:
             self.failure = user_failure(error, "FL5040", "Preparing the export raised", self._repo, self._work)
 
 
-def _export(contract: ModelContract, spec: dict[str, Any], parameters: Path, repo: Path, work: Path) -> dict[str, Any]:
+def lower_priority() -> None:
+    """Gives this thread a low priority, or leaves it the lower one that it has: to raise it is a right that nobody here has."""
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, max(_LOW_PRIORITY, os.getpriority(os.PRIO_PROCESS, thread)))
+
+
+def _export(
+    contract: ModelContract, spec: dict[str, Any], parameters: Path, form: Form | None, repo: Path, work: Path
+) -> dict[str, Any]:
     import mlflow.pyfunc
 
     flavor = str(spec["flavor"])
     with np.load(parameters, allow_pickle=False) as archive:
         contract.set_parameters([archive[name] for name in archive.files])
     model = contract.model()
-    pairs = _pairs(flavor, model, contract.manager) if spec["data"] else []
+    pairs = accepted(flavor, model, contract.manager) if spec["data"] else []
     if not spec["is_holdout"]:
         pairs = test_part(pairs)
     pairs = [pair for pair in pairs if pair.inputs.shape[1:] == pairs[0].inputs.shape[1:]]
     found: list[str] = []
+    if form is not None:
+        pairs = _made(flavor, model, form, int(spec["seed"]))
     if not pairs:
         found.append("No inputs that the model accepts were found in its data: it has no signature and no samples.")
     target = work / "model"
@@ -100,9 +111,9 @@ def _export(contract: ModelContract, spec: dict[str, Any], parameters: Path, rep
     loaded = mlflow.pyfunc.load_model(str(target))
     inputs = np.concatenate([pair.inputs for pair in pairs])
     predictions = np.concatenate([np.asarray(loaded.predict(inputs[at : at + _BATCH])) for at in range(0, len(inputs), _BATCH)])
-    labels = _labels(pairs)
+    labels = labels_of(pairs)
     if spec["is_holdout"]:
-        answer["holdout"] = {"rows": float(len(inputs)), **_accuracy(predictions, labels)}
+        answer["holdout"] = {"rows": float(len(inputs)), **accuracy(predictions, labels)}
     arrays: dict[str, Any] = {"inputs": inputs[:_SAMPLES], "predictions": predictions[:_SAMPLES]}
     if labels is not None:
         arrays["labels"] = labels[:_SAMPLES]
@@ -111,33 +122,7 @@ def _export(contract: ModelContract, spec: dict[str, Any], parameters: Path, rep
     return answer
 
 
-def _pairs(flavor: str, model: Any, manager: Any) -> list[Pair]:
-    """What the model accepts as it is; else, since code often converts as it feeds a network, what it accepts as float32."""
-    pairs = find_pairs(manager, lambda inputs: _accepts(flavor, model, inputs))
-    if pairs or flavor == "sklearn":
-        return pairs
-    pairs = find_pairs(manager, lambda inputs: _accepts(flavor, model, inputs.astype(np.float32)))
-    return [replace(pair, inputs=pair.inputs.astype(np.float32)) for pair in pairs]
-
-
-def _accepts(flavor: str, model: Any, inputs: Any) -> bool:
-    try:
-        return len(saving.predict(flavor, model, inputs)) == len(inputs)
-    except Exception:
-        return False
-
-
-def _labels(pairs: list[Pair]) -> Any:
-    labels = [pair.labels for pair in pairs if pair.labels is not None]
-    return np.concatenate(labels) if len(labels) == len(pairs) else None
-
-
-def _accuracy(predictions: Any, labels: Any) -> dict[str, float]:
-    if labels is None or labels.dtype.kind not in "iub":
-        return {}
-    if predictions.ndim == 2 and predictions.shape[1] > 1:
-        predictions = predictions.argmax(axis=1)
-    predictions = predictions.reshape(-1)
-    if len(predictions) != len(labels) or predictions.dtype.kind not in "iubf":
-        return {}
-    return {"accuracy": float((predictions == labels).mean())}
+def _made(flavor: str, model: Any, form: Form, seed: int) -> list[Pair]:
+    """Inputs for a model whose data stay on nodes: none of theirs, but of their form."""
+    inputs = synthetic(form, seed)
+    return [Pair(inputs, None, "synthetic")] if accepts(flavor, model, inputs) else []

@@ -15,6 +15,7 @@ import numpy as np
 from flops_runtime import wire
 from flops_runtime.checkpoints import Arrays
 from flops_runtime.failures import Failure
+from flops_runtime.federated_holdout import Form
 from flops_runtime.nursery import Nursery
 
 
@@ -29,7 +30,7 @@ class Exporter:
         spec = {
             "repo_dir": job["repo_dir"],
             "work_dir": str(self._work),
-            # Nodes keep their data: without a held-out set of the operator the model is written without samples.
+            # Nodes keep their data: what is needed of inputs is made from the form that they tell.
             "data": job["holdout"] or next(iter(job["shards"]), ""),
             "is_holdout": bool(job["holdout"]),
             "flavor": job["flavor"],
@@ -37,14 +38,18 @@ class Exporter:
         }
         self._pid, self._connection = nursery.fork("export", spec)
 
-    def export(self, parameters: Arrays, run_dir: Path) -> dict[str, Any]:
-        """Writes `run_dir/model` and `samples.npz`; gives `holdout`, `samples` (bool), `rows` and `warnings`."""
+    def export(self, parameters: Arrays, run_dir: Path, form: Form | None = None) -> dict[str, Any]:
+        """Writes `run_dir/model` and `samples.npz`; gives `holdout`, `samples` (bool), `rows` and `warnings`.
+
+        `form` is that of the inputs where there are none: some are made.
+        """
         # A file instead of a message: parameters may be larger than what one frame should be.
         best = self._work / "best.npz"
         with best.open("wb") as file:
             np.savez(file, **parameters)
         try:
-            wire.send_note(self._connection, {"kind": "export", "parameters": str(best)})
+            order = {"kind": "export", "parameters": str(best), "form": form.to_dict() if form else None}
+            wire.send_note(self._connection, order)
             if not self._connection.poll(self._timeout):
                 raise Failure(
                     "FL5040",

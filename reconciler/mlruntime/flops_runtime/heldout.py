@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
+from flops_runtime import saving
 
 NDArray = Any
 _DEPTH = 4
@@ -132,3 +134,38 @@ def test_part(pairs: list[Pair]) -> list[Pair]:
     """The pair that an ML repo tests with: the one named so, or the last one."""
     named = [pair for pair in pairs if any(word in pair.name.lower() for word in ("test", "val", "eval"))]
     return named[:1] or pairs[-1:]
+
+
+def accepted(flavor: str, model: Any, manager: Any) -> list[Pair]:
+    """What the model accepts as it is; else, since code often converts as it feeds a network, what it accepts as float32."""
+    pairs = find_pairs(manager, lambda inputs: accepts(flavor, model, inputs))
+    if pairs or flavor == "sklearn":
+        return pairs
+    pairs = find_pairs(manager, lambda inputs: accepts(flavor, model, inputs.astype(np.float32)))
+    return [replace(pair, inputs=pair.inputs.astype(np.float32)) for pair in pairs]
+
+
+def accepts(flavor: str, model: Any, inputs: Any) -> bool:
+    """Whether the model gives an answer for each input."""
+    try:
+        return len(saving.predict(flavor, model, inputs)) == len(inputs)
+    except Exception:
+        return False
+
+
+def labels_of(pairs: list[Pair]) -> Any:
+    """The labels of all pairs in a row; None when some have none."""
+    labels = [pair.labels for pair in pairs if pair.labels is not None]
+    return np.concatenate(labels) if len(labels) == len(pairs) else None
+
+
+def accuracy(predictions: Any, labels: Any) -> dict[str, float]:
+    """`accuracy` of answers that are classes, or a score for each class; empty where the labels are no classes."""
+    if labels is None or labels.dtype.kind not in "iub":
+        return {}
+    if predictions.ndim == 2 and predictions.shape[1] > 1:
+        predictions = predictions.argmax(axis=1)
+    predictions = predictions.reshape(-1)
+    if len(predictions) != len(labels) or predictions.dtype.kind not in "iubf":
+        return {}
+    return {"accuracy": float((predictions == labels).mean())}

@@ -8,15 +8,16 @@ which was interrupted and resumed sees the same numbers as one which was not.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from flops_runtime import privacy, sandbox, wire
+from flops_runtime import federated_holdout, privacy, sandbox, wire
 from flops_runtime.contract import ModelContract, prepare_process, seed_everything
 from flops_runtime.failures import Failure, user_failure
 from flops_runtime.memory import anonymous_kb
@@ -42,7 +43,7 @@ def run(connection: Connection, spec: dict[str, Any]) -> None:
         return
     after = anonymous_kb("self")
     wire.send_note(connection, {"kind": "ready", "anonymous_kb": after, "data_kb": max(0, after - before)})
-    app = client_app(contract, connection, seed, index, privacy.mods(spec.get("privacy")))
+    app = client_app(contract, connection, seed, index, privacy.mods(spec.get("privacy")), spec)
     context = Context(run_id=1, node_id=index + 1, node_config={}, state=RecordDict(), run_config={})
     while True:
         message = wire.receive(connection)
@@ -64,8 +65,18 @@ def answer(app: ClientApp, message: Message, context: Context, connection: Conne
     return Message(Error(code=int(failure.code[2:]), reason=failure.cause), reply_to=message)
 
 
-def client_app(contract: ModelContract, connection: Connection, seed: int, index: int, mods: Sequence[Any] = ()) -> ClientApp:
-    """The Flower ClientApp that wraps the ML repo contract, with Flower's mods around it."""
+def client_app(
+    contract: ModelContract,
+    connection: Connection,
+    seed: int,
+    index: int,
+    mods: Sequence[Any] = (),
+    spec: Mapping[str, Any] = MappingProxyType({}),
+) -> ClientApp:
+    """The Flower ClientApp that wraps the ML repo contract, with Flower's mods around it.
+
+    On a node `spec` has the `flavor`, and says in `counts` whether the rows of this process are held out.
+    """
     app = ClientApp(mods=list(mods))
     warned = False
 
@@ -99,5 +110,12 @@ def client_app(contract: ModelContract, connection: Connection, seed: int, index
         seed_everything(seed, number, index, "evaluate")
         contract.set_parameters(message.content["arrays"].to_numpy_ndarrays())
         return Message(RecordDict({"metrics": MetricRecord(contract.evaluate())}), reply_to=message)
+
+    @app.query(federated_holdout.ACTION)  # type: ignore[untyped-decorator, unused-ignore]
+    def holdout(message: Message, _: Context) -> Message:
+        seed_everything(seed, 0, index, "holdout")
+        contract.set_parameters(message.content["arrays"].to_numpy_ndarrays())
+        content = federated_holdout.report(str(spec["flavor"]), contract, bool(spec["counts"]))
+        return Message(content, reply_to=message)
 
     return app
