@@ -23,11 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from reconciler.digests import digest_of
-from reconciler.federation.training import TrainingEvent, TrainingJob, TrainingResult, run_training
+from reconciler.federation.training import ClusterShare, TrainingEvent, TrainingJob, TrainingResult, run_training
 from reconciler.nodes import certificates, fab, keys, superlink_server
+from reconciler.nodes.clusters import grouped
 from reconciler.nodes.data import NodeData
 from reconciler.nodes.relay import Candidate, Relay
 from reconciler.nodes.superlink import Access, SuperLink
+from reconciler.spec.training import Cluster
 
 REPO = Path(__file__).parent.parent / "federation" / "repos" / "digits"
 LOCK = ("3.11", "numpy==0 # the environment of the tests\n")
@@ -181,6 +183,7 @@ class Federation:
     def node(
         self, name: str, *, tags: str = "blobs", rows: int = 200, allow: bool = True, seed: int | None = None, netns: str = "",
         declared_tags: Sequence[str] | None = None, data: Path | None = None, partition: tuple[int, int] = (0, 1),
+        cluster: str = "", says: str = "",
     ) -> Process:  # fmt: skip
         """A node with its own key and data; allowed and declared for its tags unless it is not to be."""
         folder = self.root / name
@@ -197,21 +200,28 @@ class Federation:
             )
             self.superlink().allow(self.allowed)
             if set(declared_tags if declared_tags is not None else tags.split(",")) & {"blobs"}:
-                self.candidates[name] = Candidate(name, "", public)
+                self.candidates[name] = Candidate(name, cluster, public)
         self.nodes[name] = Process(
             [
                 sys.executable, "-m", "reconciler.cli", "node", "join", "--superlink", f"{self.host}:{self.port}",
                 "--data", str(place), "--tags", tags, "--root-certificates", str(self.folder / "ca.pem"),
                 "--key", str(folder / "node.key"), "--partition-id", str(partition[0]), "--num-partitions", str(partition[1]),
+                "--cluster", says,
             ],
             folder / "node.log", folder, self._env(), netns,
         )  # fmt: skip
         return self.nodes[name]
 
-    def relay(self, digest: str = "cd" * 32, repo: Path = REPO, setup: float = 120.0) -> Relay:
+    def relay(
+        self, digest: str = "cd" * 32, repo: Path = REPO, setup: float = 120.0, clusters: Sequence[Cluster] | None = None
+    ) -> Relay:  # fmt: skip
+        """The way to the nodes; with (any number of) clusters that of a hierarchical run."""
         spec = fab.LearnerSpec(digest, "digits", "sklearn", 1, ("blobs",), 200, 1, setup, *LOCK)
         record = self.root / "runs" / f"{digest}.json"
-        return Relay(self.superlink(), list(self.candidates.values()), self.allowed, fab.build(repo, spec), digest, record)
+        declared = {name: candidate.cluster for name, candidate in self.candidates.items()}
+        found = None if clusters is None else grouped(declared, clusters, self.allowed, "tests")
+        candidates = list(self.candidates.values())
+        return Relay(self.superlink(), candidates, self.allowed, fab.build(repo, spec), digest, record, clusters=found)
 
     def job(self, nodes: int, **changes: Any) -> TrainingJob:
         values: dict[str, Any] = {
@@ -231,7 +241,10 @@ class Federation:
             self.events.append(event)
             on_event(event)
 
-        return run_training(self.job(nodes, **changes), on_event=both, cancelled=cancelled, link=relay or self.relay())
+        relay = relay or self.relay()
+        if relay.clusters is not None:
+            changes = {"clusters": tuple(ClusterShare(name, count) for name, count in relay.clusters.sizes()), **changes}
+        return run_training(self.job(nodes, **changes), on_event=both, cancelled=cancelled, link=relay)
 
     def kinds(self) -> list[str]:
         return [event.kind for event in self.events]
