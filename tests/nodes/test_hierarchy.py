@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from reconciler.errors import TrainingError
@@ -13,31 +13,57 @@ from reconciler.federation.training import ClusterShare, TrainingEvent, run_trai
 from reconciler.nodes.data import NodeData
 from reconciler.spec.training import Cluster
 from tests.federation.processes import learners_of
-from tests.nodes.kit import Federation, eventually, slow
-from tests.nodes.test_federation import after_round, parameters
+from tests.federation.test_training import same
+from tests.nodes.kit import REPO, Federation, eventually, slow
+from tests.nodes.test_federation import after_round
 
 CLUSTERED = {"cycles": 2, "rounds": 2}
 
 
-def two_by_two(federation: Federation, start: bool = True) -> None:
-    """Clusters east (a, b) and west (c, d), with rows of different numbers so that weights matter."""
-    for number, (name, cluster) in enumerate((("a", "east"), ("b", "east"), ("c", "west"), ("d", "west"))):
-        node = federation.node(name, cluster=cluster, rows=100 + 60 * number)
-        if start:
-            node.start()
+@pytest.fixture(scope="module")
+def slowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ML repo whose rounds last long enough to be disturbed."""
+    repo = Path(shutil.copytree(REPO, tmp_path_factory.mktemp("slow") / "repo"))
+    slow(repo, 0.2)
+    return repo
 
 
-def equal(one: Path, other: Path, cycle: int) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(parameters(one, cycle), parameters(other, cycle), strict=True))
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """Clusters east (a, b) and west (c, d), with rows of different numbers so that weights matter; the nodes stay up."""
+    made = Federation(tmp_path_factory.mktemp("four"))
+    try:
+        made.start()
+        for number, (name, cluster) in enumerate((("a", "east"), ("b", "east"), ("c", "west"), ("d", "west"))):
+            made.node(name, cluster=cluster, rows=100 + 60 * number).start()
+        yield made
+    finally:
+        made.stop()
 
 
-def warnings(federation: Federation) -> list[str]:
-    return [event.message for event in federation.events if event.kind == "warning"]
+@pytest.fixture(scope="module")
+def embedded(four: Federation, slowed: Path) -> Path:
+    """The run directory of the embedded hierarchy over the same rows, in the same order."""
+    shards = []
+    for name in four.nodes:
+        shard = NodeData(four.root / name / "data").shard(["blobs"], 0, 1)
+        shards.append(Path(shutil.copy(shard.path, four.root / f"{name}.arrow")))
+    clusters = (ClusterShare("east", 2), ClusterShare("west", 2))
+    job = four.job(2, shards=tuple(shards), clusters=clusters, run_dir=four.root / "embedded", repo_dir=slowed, **CLUSTERED)
+    run_training(job, on_event=lambda _: None, cancelled=lambda: False)
+    return job.run_dir
 
 
-def test_two_clusters_of_nodes_learn_what_the_embedded_hierarchy_learns(federation: Federation) -> None:
-    two_by_two(federation)
-    result = federation.train(2, relay=federation.relay(clusters=[]), **CLUSTERED)
+def about_clusters(federation: Federation) -> list[str]:
+    return [event.message for event in federation.events if event.kind == "warning" and "cluster" in event.message]
+
+
+def test_two_clusters_of_nodes_learn_what_the_embedded_hierarchy_learns(
+    four: Federation, slowed: Path, embedded: Path, tmp_path: Path
+) -> None:
+    four.events.clear()
+    relay = four.relay("0a" * 32, repo=slowed, clusters=[])
+    result = four.train(2, relay=relay, repo_dir=slowed, run_dir=tmp_path, digest="0a" * 32, **CLUSTERED)
     assert [item.round for item in result.rounds] == [1, 2]
     assert [(item.learners_fit, item.learners_evaluated) for item in result.rounds] == [(4, 4), (4, 4)]
     assert {name: [item.round for item in rounds] for name, rounds in result.clusters.items()} == {
@@ -46,33 +72,44 @@ def test_two_clusters_of_nodes_learn_what_the_embedded_hierarchy_learns(federati
     }
     assert result.rounds[1].loss < result.rounds[0].loss
     assert (result.model_dir / "MLmodel").is_file()
-    assert warnings(federation) == []
-
-    shards = []
-    for name in federation.nodes:
-        shard = NodeData(federation.root / name / "data").shard(["blobs"], 0, 1)
-        shards.append(Path(shutil.copy(shard.path, federation.root / f"{name}.arrow")))
-    clusters = (ClusterShare("east", 2), ClusterShare("west", 2))
-    embedded = federation.root / "embedded"
-    job = federation.job(2, shards=tuple(shards), clusters=clusters, run_dir=embedded, **CLUSTERED)
-    run_training(job, on_event=lambda _: None, cancelled=lambda: False)
-    assert equal(federation.root / "run", embedded, 2), "bit for bit: one loop, the same learners, the same seeds"
+    assert about_clusters(four) == []
+    assert same(tmp_path, embedded, 2), "bit for bit: one loop, the same learners, the same seeds"
 
 
-def test_the_sla_may_make_the_clusters(federation: Federation) -> None:
-    two_by_two(federation)
+def test_a_killed_cluster_aggregator_goes_on_within_its_cycle(
+    four: Federation, slowed: Path, embedded: Path, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def kill(event: TrainingEvent) -> None:
+        if event.kind == "cluster_round" and event.message.startswith("cluster west: cycle 1, round 1") and not killed:
+            aggregator = learners_of(tmp_path)["cluster-west"]
+            aggregator.kill()
+            killed.append(aggregator.pid)
+
+    four.events.clear()
+    relay = four.relay("0b" * 32, repo=slowed, clusters=[])
+    result = four.train(2, kill, relay, repo_dir=slowed, run_dir=tmp_path, digest="0b" * 32, **CLUSTERED)
+    assert killed
+    assert [item.learners_fit for item in result.rounds] == [4, 4]
+    assert any("cluster west" in event.message and "SIGKILL" in event.message for event in four.events)
+    assert same(tmp_path, embedded, 2)
+
+
+def test_the_sla_may_make_the_clusters(four: Federation, tmp_path: Path) -> None:
     wanted = [Cluster(name="mixed", nodes=["d", "a"]), Cluster(name="west"), Cluster(name="south")]
-    result = federation.train(1, relay=federation.relay(clusters=wanted), cycles=1, rounds=1)
+    four.events.clear()
+    asked = four.nodes["b"].said().count("run: project")
+    relay = four.relay("0c" * 32, clusters=wanted)
+    result = four.train(1, relay=relay, run_dir=tmp_path, digest="0c" * 32, cycles=1, rounds=1)
     assert {name: rounds[0].learners_fit for name, rounds in result.clusters.items()} == {"mixed": 2, "west": 1}
-    assert warnings(federation) == ["cluster south has 0 learners of the 1 that it needs: it is left out"]
-    assert "run: project" not in federation.nodes["b"].said(), "a node that is in no cluster is not asked"
+    assert about_clusters(four) == ["cluster south has 0 learners of the 1 that it needs: it is left out"]
+    assert four.nodes["b"].said().count("run: project") == asked, "a node that is in no cluster is not asked"
 
 
-def test_a_cluster_with_too_few_nodes_there_is_left_out_and_let_in_when_they_come(federation: Federation, repo: Path) -> None:
-    two_by_two(federation, start=False)
-    for name in "abc":
-        federation.nodes[name].start()
-    late = federation.nodes["d"]
+def test_a_cluster_whose_nodes_are_away_is_left_out_and_let_in_when_they_come(federation: Federation, repo: Path) -> None:
+    federation.node("a", cluster="east").start()
+    late = federation.node("b", cluster="west")
     slow(repo, 0.2)
     seen: list[int] = []
 
@@ -84,38 +121,17 @@ def test_a_cluster_with_too_few_nodes_there_is_left_out_and_let_in_when_they_com
     come = after_round(1, lambda: (late.start(), eventually(lambda: "connected" in late.said())))
     relay = federation.relay(repo=repo, clusters=[])
     with pytest.raises(TrainingError) as caught:
-        federation.train(2, act, relay, repo_dir=repo, round_timeout=5.0, cancelled=lambda: 4 in seen, cycles=100, rounds=1)
+        federation.train(1, act, relay, repo_dir=repo, round_timeout=5.0, cancelled=lambda: 2 in seen, cycles=100, rounds=1)
     assert caught.value.code == "FL5001", "cancelled by the test, when both clusters took part"
-    assert seen[0] == 2
-    assert any("cluster west is left out" in text and "d: It is not connected" in text for text in warnings(federation))
-
-
-def test_a_killed_cluster_aggregator_goes_on_within_its_cycle(federation: Federation, repo: Path) -> None:
-    two_by_two(federation)
-    slow(repo, 0.2)
-    whole = federation.root / "whole"
-    relay = federation.relay("ef" * 32, repo=repo, clusters=[])
-    federation.train(2, relay=relay, repo_dir=repo, run_dir=whole, digest="ef" * 32, cycles=2, rounds=3)
-    killed: list[int] = []
-
-    def kill(event: TrainingEvent) -> None:
-        if event.kind == "cluster_round" and event.message.startswith("cluster west: cycle 1, round 1") and not killed:
-            aggregator = learners_of(federation.root / "run")["cluster-west"]
-            aggregator.kill()
-            killed.append(aggregator.pid)
-
-    result = federation.train(2, kill, federation.relay(repo=repo, clusters=[]), repo_dir=repo, cycles=2, rounds=3)
-    assert killed
-    assert [item.learners_fit for item in result.rounds] == [4, 4]
-    assert any("cluster west" in event.message and "SIGKILL" in event.message for event in federation.events)
-    assert equal(federation.root / "run", whole, 2)
+    assert seen[0] == 1
+    assert any("cluster west is left out" in text and "b: It is not connected" in text for text in about_clusters(federation))
 
 
 def test_a_node_that_says_another_cluster_than_is_declared_is_not_believed(federation: Federation) -> None:
-    two_by_two(federation)
+    federation.node("a", cluster="east", says="east").start()
     liar = federation.node("liar", cluster="east", says="west").start()
-    result = federation.train(2, relay=federation.relay(clusters=[]), cycles=1, rounds=1)
-    assert result.rounds[0].learners_fit == 4
+    result = federation.train(1, relay=federation.relay(clusters=[]), cycles=1, rounds=1)
+    assert result.rounds[0].learners_fit == 1
     assert "FL5842" in liar.said()
     told = [event.message for event in federation.events if event.kind == "learner_failed"]
     assert len(told) == 1
@@ -132,9 +148,10 @@ def test_no_node_in_a_cluster_and_a_node_that_is_not_declared(federation: Federa
     assert caught.value.code == "FL5840"
 
 
-def test_clusters_that_are_all_gone_are_worth_another_try(federation: Federation) -> None:
-    two_by_two(federation, start=False)
+def test_clusters_that_are_all_away_are_worth_another_try(federation: Federation) -> None:
+    federation.node("a", cluster="east")
+    federation.node("b", cluster="west")
     with pytest.raises(TrainingError) as caught:
-        federation.train(2, relay=federation.relay(clusters=[]), round_timeout=1.0, **CLUSTERED)
+        federation.train(1, relay=federation.relay(clusters=[]), round_timeout=1.0, **CLUSTERED)
     assert caught.value.transient
     assert "not connected" in caught.value.cause

@@ -62,7 +62,9 @@ class _Warmth:
         self.thread.start()
 
     def _warm(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
+        thread = threading.get_native_id()
+        # Nobody may raise a priority: where all of us is lower still, it stays.
+        os.setpriority(os.PRIO_PROCESS, thread, max(_LOW_PRIORITY, os.getpriority(os.PRIO_PROCESS, thread)))
         try:
             seed_everything(self._spec["seed"], "export")
             contract = ModelContract(self._repo, self._work)

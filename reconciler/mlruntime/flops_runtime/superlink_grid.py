@@ -2,8 +2,8 @@
 
 The aggregator has neither network nor credentials; strategy, checkpoints and the choice of the best model are those of the
 embedded engine. A node's id is its place among the nodes that may serve the run (by cluster and name): which of them a round
-samples depends on the seed and on who is there. A node that is late, or gone, takes no part until it has answered again; nobody waits
-for it once there are enough. The grid of a cluster sees the nodes of its cluster only, through the root's `switch`, and has a
+samples depends on the seed and on who is there. A node that is late, or gone, takes no part until it has answered again; nobody
+waits for it once there are enough. The grid of a cluster sees the nodes of its cluster only, through the root's `switch`, and has a
 patience: the other clusters do not wait for one whose nodes are gone.
 """
 

@@ -28,7 +28,7 @@ def send_note(connection: Connection, note: dict[str, Any]) -> None:
 
 def receive(connection: Connection) -> Message | dict[str, Any]:
     """The next message or note; raises EOFError or OSError if the other side is gone."""
-    content = unframed(connection.recv_bytes())
+    content: Any = unframed(connection.recv_bytes())
     received: Message | dict[str, Any] = content if isinstance(content, dict) else message_from_proto(content)
     return received
 
