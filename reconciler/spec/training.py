@@ -61,7 +61,7 @@ class Cluster(Strict):
 
     name: ProjectName = Field(description="Name of the cluster.")
     learners: int | None = Field(None, ge=1, le=1000, description="Learners in the cluster; min_available_clients when left out.")
-    nodes: list[ProjectName] | None = Field(
+    nodes: list[Annotated[str, Field(min_length=1, max_length=253)]] | None = Field(
         None, min_length=1, max_length=1000,
         description="With a federation: its nodes by name; those that are declared for a cluster of this name when left out.",
     )  # fmt: skip

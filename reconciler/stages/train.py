@@ -53,7 +53,8 @@ def run(work: Work) -> Outcome:
         server = pool.submit(work.tools.tracking, work.desired.customer)
         link = _link(work, federation) if federation else None
         launch = _launch(work) if link is None else None
-        work.training = run_training(_job(work, link), on_event=on_event, cancelled=work.cancelled, launch=launch, link=link)
+        job = _job(work, link)
+        work.training = run_training(job, on_event=on_event, cancelled=work.cancelled, launch=launch, link=link)
     if work.lock is not None:
         ml_repo = work.declared.ml_repo
         origin = {"source": ml_repo["url"], "revision": ml_repo["commit"], "time": work.declared.committed}
@@ -61,7 +62,7 @@ def run(work: Work) -> Outcome:
     work.run_id = server.result().record_run(_record(work, work.training))
     best = work.training.rounds[work.training.best_round - 1]
     holdout = work.training.holdout.get("accuracy")
-    left_out = _left_out(work.training)
+    left_out = work.training.left_out(cluster.name for cluster in job.clusters)
     held_out = f", {holdout:.4f} on {int(work.training.holdout.get('rows', 0)):,} held-out rows" if holdout else ""
     return Outcome(
         "done",
@@ -85,19 +86,8 @@ def _length(result: TrainingResult) -> str:
     return f"{len(result.rounds)} cycles of {result.rounds_per_cycle} rounds in {len(result.clusters)} clusters, best is cycle"
 
 
-def _left_out(result: TrainingResult) -> dict[str, list[int]]:
-    """The cycles whose rounds a cluster did not finish, by its name."""
-    found: dict[str, list[int]] = {}
-    for name, rounds in result.clusters.items():
-        done = {item.round for item in rounds}
-        lasts = {cycle.round: cycle.round * result.rounds_per_cycle for cycle in result.rounds}
-        if missed := [cycle for cycle, last in lasts.items() if last not in done]:
-            found[name] = missed
-    return found
-
-
 def _missed(left_out: Mapping[str, Sequence[int]]) -> str:
-    """The same in words: what a sentence about the training ends with."""
+    """Clusters that missed cycles, as the end of a sentence about the training."""
     return "".join(f"; cluster {name} was left out of cycle {_list(cycles)}" for name, cycles in left_out.items())
 
 

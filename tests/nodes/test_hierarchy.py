@@ -138,16 +138,6 @@ def test_a_node_that_says_another_cluster_than_is_declared_is_not_believed(feder
     assert "'west', but 'east' is declared" in told[0]
 
 
-def test_no_node_in_a_cluster_and_a_node_that_is_not_declared(federation: Federation) -> None:
-    federation.node("a")
-    with pytest.raises(TrainingError) as caught:
-        federation.relay(clusters=[])
-    assert caught.value.code == "FL5841"
-    with pytest.raises(TrainingError) as caught:
-        federation.relay(clusters=[Cluster(name="east", nodes=["a", "b"])])
-    assert caught.value.code == "FL5840"
-
-
 def test_clusters_that_are_all_away_are_worth_another_try(federation: Federation) -> None:
     federation.node("a", cluster="east")
     federation.node("b", cluster="west")

@@ -28,7 +28,7 @@ def send_note(connection: Connection, note: dict[str, Any]) -> None:
 
 def receive(connection: Connection) -> Message | dict[str, Any]:
     """The next message or note; raises EOFError or OSError if the other side is gone."""
-    content: Any = unframed(connection.recv_bytes())
+    content = unframed(connection.recv_bytes())
     received: Message | dict[str, Any] = content if isinstance(content, dict) else message_from_proto(content)
     return received
 
@@ -38,4 +38,5 @@ def unframed(frame: bytes) -> ProtoMessage | dict[str, Any]:
     if frame[:1] == _NOTE:
         note: dict[str, Any] = json.loads(frame[1:])
         return note
-    return ProtoMessage.FromString(memoryview(frame)[1:].tobytes())
+    message: ProtoMessage = ProtoMessage.FromString(memoryview(frame)[1:].tobytes())
+    return message
