@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,10 @@ def write_rows(path: Path, rows: int, seed: int) -> Path:
     x = np.random.default_rng(0).normal(0, 1.2, (3, 8))[labels] + random.normal(0, 1, (rows, 8))
     pa.parquet.write_table(pa.table({"x": x.tolist(), "y": labels}), path)
     return path
+
+
+def make_relay(access: Access, *arguments: Any, **more: Any) -> Relay:
+    return Relay(SuperLink(access), *arguments, **more)
 
 
 @dataclass
@@ -177,8 +182,11 @@ class Federation:
         except httpx.HTTPError:
             return False
 
+    def access(self) -> Access:
+        return Access(f"127.0.0.1:{self.operator_port}", self.secret, insecure=True)
+
     def superlink(self) -> SuperLink:
-        return SuperLink(Access(f"127.0.0.1:{self.operator_port}", self.secret, insecure=True))
+        return SuperLink(self.access())
 
     def node(
         self, name: str, *, tags: str = "blobs", rows: int = 200, allow: bool = True, seed: int | None = None, netns: str = "",
@@ -216,12 +224,18 @@ class Federation:
         self, digest: str = "cd" * 32, repo: Path = REPO, setup: float = 120.0, clusters: Sequence[Cluster] | None = None
     ) -> Relay:  # fmt: skip
         """The way to the nodes; with (any number of) clusters that of a hierarchical run."""
+        return self.relay_maker(digest, repo, setup, clusters)()
+
+    def relay_maker(
+        self, digest: str = "cd" * 32, repo: Path = REPO, setup: float = 120.0, clusters: Sequence[Cluster] | None = None
+    ) -> Callable[[], Relay]:  # fmt: skip
+        """The same for another process."""
         spec = fab.LearnerSpec(digest, "digits", "sklearn", 1, ("blobs",), 200, 1, setup, *LOCK)
-        record = self.root / "runs" / f"{digest}.json"
         declared = {name: candidate.cluster for name, candidate in self.candidates.items()}
         found = None if clusters is None else grouped(declared, clusters, self.allowed, "tests")
         candidates = list(self.candidates.values())
-        return Relay(self.superlink(), candidates, self.allowed, fab.build(repo, spec), digest, record, clusters=found)
+        record = self.root / "runs" / f"{digest}.json"
+        return partial(make_relay, self.access(), candidates, self.allowed, fab.build(repo, spec), digest, record, clusters=found)
 
     def job(self, nodes: int, **changes: Any) -> TrainingJob:
         values: dict[str, Any] = {
