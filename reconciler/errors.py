@@ -198,6 +198,9 @@ CODES: dict[str, str] = {
     "FL5811": "a node cannot be reached",
     "FL5812": "a way to join a federation that cannot be",
     "FL5813": "no node is declared for a project's tags",
+    "FL5840": "a cluster that names a node which is not declared",
+    "FL5841": "no node of a federation belongs to a cluster",
+    "FL5842": "a node that says another cluster than is declared for it",
     # --- FL6xxx tracking
     "FL6001": "MLflow does not answer",
     "FL6002": "MLflow refuses a request",

@@ -13,7 +13,7 @@ import os
 import selectors
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -114,6 +114,14 @@ class TrainingResult:
     resumed_from: int
     clusters: Mapping[str, tuple[RoundResult, ...]] = field(default_factory=dict)
     rounds_per_cycle: int = 1
+
+    def left_out(self, clusters: Iterable[str]) -> dict[str, list[int]]:
+        """The cycles in which each of these clusters did not finish its rounds; without those that were always there."""
+        missed = {}
+        for name in clusters:
+            done = {item.round for item in self.clusters.get(name, ())}
+            missed[name] = [item.round for item in self.rounds if item.round * self.rounds_per_cycle not in done]
+        return {name: cycles for name, cycles in missed.items() if cycles}
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,9 +174,7 @@ def install(packages: Sequence[Package], target: Target, work: Path, into: Path,
         raise install_error("", str(target.platform), missing)
 
 
-def _uv(
-    packages: Sequence[Package], target: Target, work: Path, into: Path, cancelled: Cancelled, *, dry: bool
-) -> tuple[int, str]:
+def _uv(packages: Sequence[Package], target: Target, work: Path, into: Path, cancelled: Cancelled, *, dry: bool) -> tuple[int, str]:
     """Run uv in a folder of ours, so that no configuration beside an ML repo or in a shared folder is read."""
     command = [
         uv.find_uv_bin(), "pip", "install", "--quiet", "--requirements", "-", "--target", str(into), "--no-deps",

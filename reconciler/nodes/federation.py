@@ -12,7 +12,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +22,7 @@ from filelock import FileLock
 from reconciler.digests import digest_of
 from reconciler.errors import SpecError, SpecErrors, TrainingError
 from reconciler.nodes import certificates, fab
+from reconciler.nodes.clusters import grouped
 from reconciler.nodes.keys import fingerprint
 from reconciler.nodes.relay import Candidate, Relay
 from reconciler.nodes.superlink import Access, SuperLink
@@ -30,6 +31,7 @@ from reconciler.runtimes.model import Runtime, ServiceSpec
 from reconciler.spec.loader import load_node
 from reconciler.spec.models import NodeDeclaration
 from reconciler.spec.operator import FederationConfig
+from reconciler.spec.training import Cluster
 
 KIND = "superlink"
 
@@ -127,8 +129,8 @@ class Federation:
         """The SuperLink; started if it is ours. Raises TrainingError, ServingError."""
         return SuperLink(self._access())
 
-    def link(self, repo_dir: Path, spec: fab.LearnerSpec) -> Relay:
-        """The way to the learners of a run."""
+    def link(self, repo_dir: Path, spec: fab.LearnerSpec, wanted: Sequence[Cluster] | None = None) -> Relay:
+        """The way to the learners of a run; of a hierarchical one with the `wanted` clusters, all that are declared if none is."""
         tags = set(spec.data_tags)
         candidates = [
             Candidate(name, node.cluster, node.public_key.encode()) for name, node in self._nodes.items() if tags & set(node.tags)
@@ -139,9 +141,13 @@ class Federation:
                 f"No node of the federation {self.name!r} is declared for the tags {', '.join(sorted(tags)) or '(none)'}.",
                 cure="Add the tag to a file in nodes/, or correct training_configuration.data_tags.",
             )
+        clusters = None
+        if wanted is not None:
+            grouping = {candidate.name: candidate.cluster for candidate in candidates}
+            clusters = grouped(grouping, wanted, set(self._nodes), self.name)
         record = self._folder / "runs" / f"{spec.digest}.json"
-        bundle = fab.build(repo_dir, spec)
-        return Relay(self.superlink(), candidates, self.allowed, bundle, spec.digest, record, on_rows=self._keep_rows)
+        bundle, link, on_rows = fab.build(repo_dir, spec), self.superlink(), self._keep_rows
+        return Relay(link, candidates, self.allowed, bundle, spec.digest, record, on_rows=on_rows, clusters=clusters)
 
     def rows(self) -> list[NodeRow]:
         """Every declared node and what is known of it."""

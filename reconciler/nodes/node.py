@@ -23,7 +23,7 @@ from flwr.app.message import Message
 from flwr.common.serde import recorddict_to_proto
 
 from reconciler.environments import EnvironmentStore
-from reconciler.errors import DataError, FlopsError
+from reconciler.errors import DataError, FlopsError, TrainingError
 from reconciler.nodes import fab, packing
 from reconciler.nodes.data import NodeData, Shard
 from reconciler.nodes.fleet import Fleet, KeyRefusedError, RunOverError, reply_to
@@ -191,6 +191,7 @@ class Node:
         run_id = message.metadata.run_id
         try:
             content, head = packing.unpack(message.content)
+            self._check_cluster(str(head.get("cluster", "")))
             learner = self._learner(fleet, run_id, int(head.get("learner", 0)))
             learner.used = self._clock()
             if message.metadata.message_type == PREPARE:
@@ -209,6 +210,16 @@ class Node:
             return _failure({**error.to_dict(), "path": ""})
         except ValueError as error:
             return _failure({"code": "FL5807", "cause": f"The node does not understand: {error}.", "cure": "Use the same release."})
+
+    def _check_cluster(self, declared: str) -> None:
+        """A node that says where it belongs does not work where somebody else thinks that it does."""
+        said = self._settings.cluster
+        if said and said != declared:
+            raise TrainingError(
+                "FL5842",
+                f"This node says that its cluster is {said!r}, but {repr(declared) if declared else 'none'} is declared for it.",
+                cure="Join with the declared --cluster, or without; or correct its file in nodes/ of the GitOps repo.",
+            )
 
     def _go_on(self, fleet: Fleet, run_id: int) -> None:
         """Raises RunOverError when nobody waits for a learner's work any more, or the node is to stop."""

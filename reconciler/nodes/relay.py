@@ -34,6 +34,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from reconciler.errors import TrainingError
 from reconciler.nodes import packing
+from reconciler.nodes.clusters import Clusters
 from reconciler.nodes.fab import AppBundle
 from reconciler.nodes.superlink import SuperLink, told
 
@@ -47,7 +48,7 @@ _NODE = ProtoNode(node_id=SUPERLINK_NODE_ID)
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A node that may serve the run, as declared."""
+    """A node that may serve the run, as declared; `cluster` is the one of its own declaration, whatever the run makes of it."""
 
     name: str
     cluster: str
@@ -70,10 +71,14 @@ class Relay:
 
     def __init__(
         self, superlink: SuperLink, candidates: Sequence[Candidate], keys: Callable[[], Mapping[str, bytes]], bundle: AppBundle,
-        digest: str, record: Path, on_rows: Callable[[Mapping[str, int]], None] = lambda _: None,
+        digest: str, record: Path, on_rows: Callable[[Mapping[str, int]], None] = lambda _: None, clusters: Clusters | None = None,
     ) -> None:  # fmt: skip
         self._superlink = superlink
+        self.clusters = clusters
         self._candidates = sorted(candidates, key=lambda candidate: candidate.name)
+        if clusters is not None:
+            by_name = {candidate.name: candidate for candidate in candidates}
+            self._candidates = [by_name[name] for _, names in clusters.members for name in names]
         self._keys = keys  # asked for each time: a key that was taken out meanwhile does not come back with a run
         self._bundle = bundle
         self._digest = digest
@@ -184,6 +189,8 @@ class Relay:
                 self._tell("adopted", f"goes on with run {self._run_id} of the SuperLink")
             else:
                 self._tell("submitted", f"run {self._run_id} of the SuperLink")
+            if self.clusters is not None and self.clusters.without:
+                self._tell("warning", f"nodes that belong to no cluster take no part: {', '.join(self.clusters.without)}")
         wait = _FASTEST
         asked, failing = 0.0, 0
         while not self._ended.is_set():
@@ -256,10 +263,11 @@ class Relay:
 
     def _list(self) -> None:
         if self._nodes_wanted:
+            clusters = self.clusters.of_nodes() if self.clusters else {}
             online = {member.node_id for member in self._superlink.members() if member.connected}
             nodes = [
                 {
-                    "index": index, "name": candidate.name, "cluster": candidate.cluster,
+                    "index": index, "name": candidate.name, "cluster": clusters.get(candidate.name, ""),
                     "connected": self._node_ids.get(candidate.name) in online,
                 }
                 for index, candidate in enumerate(self._candidates)
@@ -300,7 +308,7 @@ class Relay:
                 self._failed(sent, "FL5811", "The node is not known to the SuperLink any more.", lost=True)
 
     def _message(self, sent: _Sent) -> Message:
-        head: packing.Head = {"learner": sent.candidate}
+        head: packing.Head = {"learner": sent.candidate, "cluster": self._candidates[sent.candidate].cluster}
         metadata = Metadata(
             run_id=self._run_id, message_id="", src_node_id=SUPERLINK_NODE_ID,
             dst_node_id=self._node_ids[self._candidates[sent.candidate].name], reply_to_message_id="",

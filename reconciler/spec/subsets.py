@@ -16,6 +16,9 @@ def training_spec(sla: ProjectSLA) -> dict[str, Any]:
     for name in ("root_strategy", "early_stop", "update_guard", "privacy", "simulation", "partitioner", "federation"):
         if training[name] is None:
             del training[name]
+    for cluster in training["clusters"]:
+        if cluster["nodes"] is None:
+            del cluster["nodes"]
     if "simulation" in training:
         # Virtual learners learn what as many real ones do, whatever the number of processes.
         training["simulation"] = {"learners": training["simulation"]["learners"]}

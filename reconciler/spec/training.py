@@ -61,6 +61,10 @@ class Cluster(Strict):
 
     name: ProjectName = Field(description="Name of the cluster.")
     learners: int | None = Field(None, ge=1, le=1000, description="Learners in the cluster; min_available_clients when left out.")
+    nodes: list[Annotated[str, Field(min_length=1, max_length=253)]] | None = Field(
+        None, min_length=1, max_length=1000,
+        description="With a federation: its nodes by name; those that are declared for a cluster of this name when left out.",
+    )  # fmt: skip
 
 
 class EarlyStop(Strict):
@@ -149,7 +153,9 @@ class TrainingConfiguration(Strict):
     simulation: Simulation | None = Field(None, description="Virtual learners; classic mode only.")
     partitioner: Partitioner | None = Field(None, description="How rows are dealt to learners; by chance when left out.")
     federation: ProjectName | None = Field(
-        None, description="A federation of flops.yaml whose nodes are the learners; without it learners are started here."
+        None,
+        validate_default=True,
+        description="A federation of flops.yaml whose nodes are the learners; without it learners are started here.",
     )
 
     # Rules on single keys, not on the whole: so each is told at its own place, beside all other mistakes.
@@ -172,6 +178,12 @@ class TrainingConfiguration(Strict):
         for index, name in enumerate(names):
             if name in names[:index]:
                 raise rules.broken("names a cluster twice", "Give each cluster its own name.", at=index)
+        seen: set[str] = set()
+        for index, cluster in enumerate(value):
+            nodes = cluster.nodes or []
+            if len({*nodes} - seen) < len(nodes):
+                raise rules.broken("names a node twice", "Put each node into one cluster, once.", at=index)
+            seen.update(nodes)
         return value
 
     @field_validator("root_strategy")
@@ -190,6 +202,26 @@ class TrainingConfiguration(Strict):
             raise rules.broken(
                 "has fewer learners than min_available_clients", "Raise its learners, or lower min_available_clients."
             )
+        return value
+
+    @field_validator("federation")
+    @classmethod
+    def _learners_are_nodes(cls, value: str | None, info: ValidationInfo) -> str | None:
+        clusters: list[Cluster] = info.data.get("clusters", [])
+        if value is None:
+            if any(cluster.nodes for cluster in clusters):
+                raise rules.broken("is missing, but clusters name its nodes", "Name the federation, or remove the nodes.")
+            return value
+        if any(cluster.learners for cluster in clusters):
+            raise rules.broken(
+                "has nodes of its own, so a cluster cannot say how many learners it has",
+                "Remove `learners`; `nodes` says which, and min_available_clients how many are needed.",
+            )
+        for key in ("simulation", "partitioner"):
+            if info.data.get(key) is not None:
+                raise rules.broken(
+                    f"cannot be together with {key}: the data are where the nodes are", f"Remove one of them, federation or {key}."
+                )
         return value
 
     def cluster_sizes(self) -> list[tuple[str, int]]:

@@ -6,17 +6,19 @@ half-finished one goes on after its last round; only then is anything trained.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from reconciler.digests import short
 from reconciler.errors import TrainingError
 from reconciler.federation.containers import in_containers
-from reconciler.federation.launching import Launch, Link
+from reconciler.federation.launching import Launch
 from reconciler.federation.training import ClusterShare, RoundResult, TrainingEvent, TrainingJob, TrainingResult, run_training
 from reconciler.nodes.fab import LearnerSpec
+from reconciler.nodes.relay import Relay
 from reconciler.runtime_version import TRAINING_VERSION
-from reconciler.spec.training import TrainingConfiguration
+from reconciler.spec.training import Mode, TrainingConfiguration
 from reconciler.stages import build, resolve
 from reconciler.stages.model import Outcome, Work
 from reconciler.stages.package import write_extras
@@ -49,7 +51,8 @@ def run(work: Work) -> Outcome:
         server = pool.submit(work.tools.tracking, work.desired.customer)
         link = _link(work, federation) if federation else None
         launch = _launch(work) if link is None else None
-        work.training = run_training(_job(work), on_event=on_event, cancelled=work.cancelled, launch=launch, link=link)
+        job = _job(work, link)
+        work.training = run_training(job, on_event=on_event, cancelled=work.cancelled, launch=launch, link=link)
     if work.lock is not None:
         ml_repo = work.declared.ml_repo
         origin = {"source": ml_repo["url"], "revision": ml_repo["commit"], "time": work.declared.committed}
@@ -57,15 +60,17 @@ def run(work: Work) -> Outcome:
     work.run_id = server.result().record_run(_record(work, work.training))
     best = work.training.rounds[work.training.best_round - 1]
     holdout = work.training.holdout.get("accuracy")
+    left_out = work.training.left_out(cluster.name for cluster in job.clusters)
     held_out = f", {holdout:.4f} on {int(work.training.holdout.get('rows', 0)):,} held-out rows" if holdout else ""
     return Outcome(
         "done",
-        f"{_length(work.training)} {best.round} with accuracy {best.accuracy:.4f}{held_out}",
+        f"{_length(work.training)} {best.round} with accuracy {best.accuracy:.4f}{held_out}{_missed(left_out)}",
         {
             "training": {
                 "best_round": best.round,
                 "metrics": {"accuracy": best.accuracy, "loss": best.loss},
                 "holdout": dict(work.training.holdout),
+                "left_out": left_out,
                 "resumed_from": work.training.resumed_from,
                 "sandbox": sandbox[-1] if sandbox else "",
             }
@@ -79,6 +84,16 @@ def _length(result: TrainingResult) -> str:
     return f"{len(result.rounds)} cycles of {result.rounds_per_cycle} rounds in {len(result.clusters)} clusters, best is cycle"
 
 
+def _missed(left_out: Mapping[str, Sequence[int]]) -> str:
+    """Clusters that missed cycles, as the end of a sentence about the training."""
+    return "".join(f"; cluster {name} was left out of cycle {_list(cycles)}" for name, cycles in left_out.items())
+
+
+def _list(numbers: Sequence[int]) -> str:
+    shown = ", ".join(str(number) for number in numbers[:5])
+    return f"{shown} and {len(numbers) - 5} more" if len(numbers) > 5 else shown
+
+
 def _launch(work: Work) -> Launch | None:
     """How the aggregator is started: as a process, or as a container with others for its learners."""
     if not work.in_containers:
@@ -86,7 +101,7 @@ def _launch(work: Work) -> Launch | None:
     return in_containers(work.tools.actors(), build.actor_images(work))
 
 
-def _job(work: Work) -> TrainingJob:
+def _job(work: Work, link: Relay | None) -> TrainingJob:
     federation = work.declared.sla.training_configuration.federation
     if (work.dataset is None and federation is None) or work.environment is None or work.repo_dir is None:
         raise TrainingError("FL5090", "The training's inputs are not there.", cure="Run resolve and build first.")
@@ -125,12 +140,19 @@ def _job(work: Work) -> TrainingJob:
         vcpus=sla.resource_constraints.vcpus,
         metric=training.best_model.metric,
         direction=_short(training.best_model.direction),
-        clusters=tuple(ClusterShare(name, count) for name, count in training.cluster_sizes()),
+        clusters=tuple(ClusterShare(name, count) for name, count in _clusters(training, link)),
         cycles=training.training_cycles,
         root_strategy_name=training.root_strategy.name if training.root_strategy else "fedavg",
         root_strategy_arguments=training.root_strategy.arguments if training.root_strategy else {},
         **_options(training),
     )
+
+
+def _clusters(training: TrainingConfiguration, link: Relay | None) -> list[tuple[str, int]]:
+    """Clusters and how many learners they have: those that are started, or nodes that may serve."""
+    if link is None:
+        return training.cluster_sizes()
+    return link.clusters.sizes() if link.clusters else []
 
 
 def _options(training: TrainingConfiguration) -> dict[str, Any]:
@@ -147,7 +169,7 @@ def _short(direction: str) -> Literal["max", "min"]:
     return "max" if direction == "maximize" else "min"
 
 
-def _link(work: Work, name: str) -> Link:
+def _link(work: Work, name: str) -> Relay:
     """The way to the nodes of a federation, with all that they have to know of this run."""
     if work.lock is None or work.repo_dir is None:
         raise TrainingError("FL5090", "The training's inputs are not there.", cure="Run resolve and build first.")
@@ -166,7 +188,8 @@ def _link(work: Work, name: str) -> Link:
         requirements=work.lock.requirements,
         privacy=training.privacy.model_dump() if training.privacy else None,
     )
-    return work.tools.federation(name, work.declared.commit).link(work.repo_dir, spec)
+    clusters = training.clusters if training.mode is Mode.HIERARCHICAL else None
+    return work.tools.federation(name, work.declared.commit).link(work.repo_dir, spec, clusters)
 
 
 def _record(work: Work, result: TrainingResult) -> RunRecord:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+
+from reconciler.federation.training import TrainingResult
 
 
 def aggregator_of(run_dir: Path) -> int:
@@ -38,6 +41,24 @@ def cluster_aggregator_of(run_dir: Path, cluster: str) -> psutil.Process:
             assert aggregator is not None
             return aggregator
     raise AssertionError(f"no learner of cluster {cluster}")
+
+
+def rounds_of(result: TrainingResult) -> list[tuple[int, int]]:
+    """How many answered in every round of every cluster, and in every cycle."""
+    every = [item for _, rounds in sorted(result.clusters.items()) for item in rounds] + list(result.rounds)
+    return [(item.learners_fit, item.learners_evaluated) for item in every]
+
+
+@contextlib.contextmanager
+def later(seconds: float, what: Callable[[], None]) -> Iterator[None]:
+    """Does something after a while, unless the context ends before."""
+    timer = threading.Timer(seconds, what)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 def _alive(found: dict[str, psutil.Process]) -> Iterator[tuple[str, psutil.Process]]:

@@ -99,6 +99,7 @@ def test_a_cluster_that_disappears_is_left_out_and_returns(job: TrainingJob, run
     assert [item.learners_evaluated for item in result.rounds] == [4, 4]
     assert any(event.kind == "warning" and "cluster b is left out" in event.message for event in run.events)
     assert [item.round for item in result.clusters["b"]] == [3, 4]
+    assert result.left_out(["a", "b", "c"]) == {"b": [1], "c": [1, 2]}
 
 
 def test_a_cluster_with_too_few_learners_is_left_out_with_a_warning(job: TrainingJob, run) -> None:

@@ -12,8 +12,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +20,7 @@ import pytest
 
 from reconciler.errors import TrainingError
 from reconciler.federation.training import ClusterShare, TrainingJob, TrainingResult, read_result
-from tests.federation.processes import aggregator_of, cluster_aggregator_of, learners_of
+from tests.federation.processes import aggregator_of, cluster_aggregator_of, later, learners_of, rounds_of
 from tests.federation.test_training import same
 
 TIMES = 20 if os.environ.get("FLOPS_SOAK") else 1
@@ -57,23 +55,6 @@ def kill_aggregator(run_dir: Path, chance: random.Random) -> None:
 
 
 KILLS = [kill_learner, kill_cluster_aggregator, kill_aggregator]
-
-
-def rounds_of(result: TrainingResult) -> list[tuple[int, int]]:
-    """How many answered in every round of every cluster, and in every cycle."""
-    every = [item for _, rounds in sorted(result.clusters.items()) for item in rounds] + list(result.rounds)
-    return [(item.learners_fit, item.learners_evaluated) for item in every]
-
-
-@contextlib.contextmanager
-def later(seconds: float, what: Callable[[], None]) -> Iterator[None]:
-    timer = threading.Timer(seconds, what)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
 
 
 @pytest.mark.parametrize("seed", range(TIMES))

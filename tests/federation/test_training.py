@@ -46,6 +46,14 @@ def test_it_learns_and_writes_a_model(job: TrainingJob, run) -> None:
     assert not (job.run_dir / "work").exists()
 
 
+def test_it_trains_for_an_operator_who_has_it_run_at_the_lowest_priority(job: TrainingJob) -> None:
+    code = "import pickle, sys; from reconciler.federation.training import run_training; "
+    code += "run_training(pickle.load(sys.stdin.buffer), on_event=lambda e: None, cancelled=lambda: False)"
+    arguments = ["nice", "-n", "19", sys.executable, "-c", code]
+    subprocess.run(arguments, input=pickle.dumps(replace(job, rounds=1)), check=True, timeout=120)
+    assert (job.run_dir / "model" / "MLmodel").is_file()
+
+
 def test_a_finished_run_is_not_trained_again(job: TrainingJob, run) -> None:
     first = run(job, rounds=1)
     told = len(run.events)

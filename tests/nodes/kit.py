@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from reconciler.digests import digest_of
-from reconciler.federation.training import TrainingEvent, TrainingJob, TrainingResult, run_training
+from reconciler.federation.training import ClusterShare, TrainingEvent, TrainingJob, TrainingResult, run_training
 from reconciler.nodes import certificates, fab, keys, superlink_server
+from reconciler.nodes.clusters import grouped
 from reconciler.nodes.data import NodeData
 from reconciler.nodes.relay import Candidate, Relay
 from reconciler.nodes.superlink import Access, SuperLink
+from reconciler.spec.training import Cluster
 
 REPO = Path(__file__).parent.parent / "federation" / "repos" / "digits"
 LOCK = ("3.11", "numpy==0 # the environment of the tests\n")
@@ -54,6 +57,10 @@ def write_rows(path: Path, rows: int, seed: int) -> Path:
     x = np.random.default_rng(0).normal(0, 1.2, (3, 8))[labels] + random.normal(0, 1, (rows, 8))
     pa.parquet.write_table(pa.table({"x": x.tolist(), "y": labels}), path)
     return path
+
+
+def make_relay(access: Access, *arguments: Any, **more: Any) -> Relay:
+    return Relay(SuperLink(access), *arguments, **more)
 
 
 @dataclass
@@ -175,13 +182,17 @@ class Federation:
         except httpx.HTTPError:
             return False
 
+    def access(self) -> Access:
+        return Access(f"127.0.0.1:{self.operator_port}", self.secret, insecure=True)
+
     def superlink(self) -> SuperLink:
-        return SuperLink(Access(f"127.0.0.1:{self.operator_port}", self.secret, insecure=True))
+        return SuperLink(self.access())
 
     def node(
         self, name: str, *, tags: str = "blobs", rows: int = 200, allow: bool = True, seed: int | None = None, netns: str = "",
         declared_tags: Sequence[str] | None = None, data: Path | None = None, partition: tuple[int, int] = (0, 1),
         test_fraction: float = 0.0,
+        cluster: str = "", says: str = "",
     ) -> Process:  # fmt: skip
         """A node with its own key and data; allowed and declared for its tags unless it is not to be."""
         folder = self.root / name
@@ -198,23 +209,37 @@ class Federation:
             )
             self.superlink().allow(self.allowed)
             if set(declared_tags if declared_tags is not None else tags.split(",")) & {"blobs"}:
-                self.candidates[name] = Candidate(name, "", public)
+                self.candidates[name] = Candidate(name, cluster, public)
         self.nodes[name] = Process(
             [
                 sys.executable, "-m", "reconciler.cli", "node", "join", "--superlink", f"{self.host}:{self.port}",
                 "--data", str(place), "--tags", tags, "--root-certificates", str(self.folder / "ca.pem"),
                 "--key", str(folder / "node.key"), "--partition-id", str(partition[0]), "--num-partitions", str(partition[1]),
+                "--cluster", says,
             ],
             folder / "node.log", folder, self._env(), netns,
         )  # fmt: skip
         return self.nodes[name]
 
     def relay(
-        self, digest: str = "cd" * 32, repo: Path = REPO, setup: float = 120.0, privacy: Mapping[str, Any] | None = None
-    ) -> Relay:
+        self, digest: str = "cd" * 32, repo: Path = REPO, setup: float = 120.0, clusters: Sequence[Cluster] | None = None,
+        privacy: Mapping[str, Any] | None = None,
+    ) -> Relay:  # fmt: skip
+        """The way to the nodes; with (any number of) clusters that of a hierarchical run."""
+        return self.relay_maker(digest, repo, setup, clusters, privacy)()
+
+    def relay_maker(
+        self, digest: str = "cd" * 32, repo: Path = REPO, setup: float = 120.0, clusters: Sequence[Cluster] | None = None,
+        privacy: Mapping[str, Any] | None = None,
+    ) -> Callable[[], Relay]:  # fmt: skip
+        """The same for another process."""
         spec = fab.LearnerSpec(digest, "digits", "sklearn", 1, ("blobs",), 200, 1, setup, *LOCK, privacy)
+        declared = {name: candidate.cluster for name, candidate in self.candidates.items()}
+        found = None if clusters is None else grouped(declared, clusters, self.allowed, "tests")
+        candidates = list(self.candidates.values())
         record = self.root / "runs" / f"{digest}.json"
-        return Relay(self.superlink(), list(self.candidates.values()), lambda: self.allowed, fab.build(repo, spec), digest, record)
+        keys = partial(dict, self.allowed)  # unlike a lambda it goes to the other process
+        return partial(make_relay, self.access(), candidates, keys, fab.build(repo, spec), digest, record, clusters=found)
 
     def job(self, nodes: int, **changes: Any) -> TrainingJob:
         values: dict[str, Any] = {
@@ -234,7 +259,10 @@ class Federation:
             self.events.append(event)
             on_event(event)
 
-        return run_training(self.job(nodes, **changes), on_event=both, cancelled=cancelled, link=relay or self.relay())
+        relay = relay or self.relay()
+        if relay.clusters is not None:
+            changes = {"clusters": tuple(ClusterShare(name, count) for name, count in relay.clusters.sizes()), **changes}
+        return run_training(self.job(nodes, **changes), on_event=both, cancelled=cancelled, link=relay)
 
     def kinds(self) -> list[str]:
         return [event.kind for event in self.events]

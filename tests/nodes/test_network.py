@@ -93,6 +93,38 @@ def distant(network: Network, tmp_path: Path) -> Iterator[Federation]:
         made.stop()
 
 
+def test_a_whole_cluster_is_cut_in_cycle_1_and_healed_in_cycle_2(distant: Federation, network: Network, repo: Path) -> None:
+    for number, cluster in ((2, "east"), (3, "east"), (4, "west"), (5, "west")):
+        distant.node(f"n{number}", netns=network.host(number), cluster=cluster).start()
+    learners: list[int] = []
+
+    def act(event: TrainingEvent) -> None:
+        if event.kind == "cluster_round" and event.message.startswith("cluster west: cycle 1, round 1"):
+            for number in (4, 5):
+                network.cable(number, "down")
+        if event.kind == "round":
+            learners.append(int(event.data["result"]["learners_fit"]))
+        if event.kind == "cluster_round" and event.message.startswith("cluster east: cycle 2, round 1"):
+            for number in (4, 5):
+                network.cable(number, "up")
+
+    slow(repo, 0.5)
+    relay = distant.relay(repo=repo, clusters=[])
+    with pytest.raises(TrainingError) as caught:
+        distant.train(
+            2, act, relay, repo_dir=repo, cycles=200, rounds=2, round_timeout=6.0, cancelled=lambda: 4 in learners[1:]
+        )  # fmt: skip
+    assert caught.value.code == "FL5001", "cancelled by the test, when both clusters were there again"
+    assert learners[0] == 2, "the cluster that was cut is left out of the cycle"
+    warnings = [event.message for event in distant.events if event.kind == "warning" and "left out" in event.message]
+    assert warnings
+    assert all(text.startswith("cluster west is left out") for text in warnings)
+    failed = {event.data["node"] for event in distant.events if event.kind == "learner_failed" and "node" in event.data}
+    assert failed <= {"n4", "n5"}
+    back = {event.data["node"] for event in distant.events if event.kind == "learner_restarted" and "node" in event.data}
+    assert back == {"n4", "n5"}
+
+
 def test_four_machines_one_cut_in_round_2_and_healed_in_round_4(distant: Federation, network: Network, repo: Path) -> None:
     for number in range(2, 6):
         distant.node(f"n{number}", netns=network.host(number)).start()

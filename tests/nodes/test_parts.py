@@ -21,9 +21,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from reconciler.errors import DataError, SpecErrors, TrainingError
 from reconciler.federation.data import arrow_files
 from reconciler.nodes import certificates, fab, keys, packing
+from reconciler.nodes.clusters import Clusters, grouped
 from reconciler.nodes.data import NodeData
 from reconciler.nodes.federation import ago, declared
 from reconciler.spec.loader import load_node
+from reconciler.spec.training import Cluster
 from reconciler.spec.validate import validate_paths
 from tests.nodes.kit import LOCK, REPO, write_rows
 
@@ -113,6 +115,27 @@ def test_nodes_belong_to_one_federation_and_have_a_key_each() -> None:
     with pytest.raises(TrainingError) as caught:
         declared(files, "default")
     assert caught.value.code == "FL5810"
+
+
+def test_clusters_are_those_of_the_nodes_files_or_those_of_the_sla() -> None:
+    candidates = {"d": "west", "c": "west", "b": "", "a": "east"}
+    assert grouped(candidates, [], candidates, "f") == Clusters((("east", ("a",)), ("west", ("c", "d"))), without=("b",))
+    wanted = [Cluster(name="west"), Cluster(name="mine", nodes=["c", "b", "other"])]
+    found = grouped(candidates, wanted, {*candidates, "other"}, "f")
+    assert found == Clusters((("west", ("d",)), ("mine", ("b", "c")))), "a node is in one cluster; `other` has other data"
+    assert found.sizes() == [("west", 1), ("mine", 2)]
+    assert found.of_nodes() == {"d": "west", "b": "mine", "c": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code"),
+    [([Cluster(name="east", nodes=["nobody"])], "FL5840"), ([Cluster(name="south")], "FL5841"), ([], "FL5841")],
+)
+def test_clusters_that_cannot_be(wanted: list[Cluster], code: str) -> None:
+    with pytest.raises(TrainingError) as caught:
+        grouped({"a": "east"} if wanted else {"a": ""}, wanted, {"a"}, "hospitals")
+    assert caught.value.code == code
+    assert "hospitals" in caught.value.cause
 
 
 # --- certificates ---------------------------------------------------------------------------------------------------------

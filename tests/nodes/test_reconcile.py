@@ -61,7 +61,7 @@ def test_a_merged_sla_trains_on_declared_nodes_only_and_serves_what_it_measured_
         bench.flops("data", "add", rows, "--tags", "blobs", "--data", str(data), "--test-fraction", "0.2")
         if name != "stranger":
             key = said.split("public_key: |\n", 1)[1].split("\n\n", 1)[0]
-            declared = f"public_key: |\n{key}\ntags: [blobs]\nfederation: hospitals\n"
+            declared = f"public_key: |\n{key}\ntags: [blobs]\nfederation: hospitals\ncluster: {name}ern\n"
             (bench.clone / "nodes" / f"{name}.yaml").write_text(declared)
         command = [
             sys.executable, "-m", "reconciler.cli", "node", "join", "--superlink", f"localhost:{port}", "--data", str(data),
@@ -86,12 +86,23 @@ def test_a_merged_sla_trains_on_declared_nodes_only_and_serves_what_it_measured_
         assert len(answer["predictions"]) == 2
         eventually(lambda: "FL5803" in nodes[2].said())
         listing = orjson.loads(bench.flops("nodes", "-o", "json"))["hospitals"]
-        assert [(row["name"], row["connected"], row["rows"]) for row in listing["nodes"]] == [
-            ("north", True, 200), ("south", True, 200),
+        assert [(row["name"], row["cluster"], row["connected"], row["rows"]) for row in listing["nodes"]] == [
+            ("north", "northern", True, 200), ("south", "southern", True, 200),
         ]  # fmt: skip
         assert listing["refused"][0][1] in nodes[2].said()
         bench.flops("reconcile", "--once")
         assert len([row for row in bench.history("blobs") if row["stage"] == "train"]) == 1
+
+        one_each = SLA.replace("_clients: 2", "_clients: 1")
+        clusters = "  clusters: [{name: northern}, {name: southern}, {name: nobody}]\n"
+        (project / "sla.yaml").write_text(one_each + "  mode: hierarchical\n  training_cycles: 2\n" + clusters)
+        bench.commit("In clusters")
+        bench.flops("reconcile", "--once")
+        document = bench.status("blobs")
+        assert document["training"]["left_out"] == {"nobody": [1, 2]}, document
+        messages = {stage["stage"]: stage["message"] for stage in document["stages"]}
+        assert "2 cycles of 2 rounds in 2 clusters" in messages["train"]
+        assert messages["train"].endswith("; cluster nobody was left out of cycle 1, 2")
     finally:
         for node in nodes:
             node.kill()

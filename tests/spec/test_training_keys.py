@@ -41,11 +41,16 @@ def test_keys_that_are_not_used_are_not_part_of_the_digest() -> None:
         "simulation: {learners: 10}",
         "partitioner: {name: dirichlet}",
         "mode: hierarchical, root_strategy: {name: fedadam}",
+        "mode: hierarchical, federation: f, clusters: [{name: a, nodes: [n1]}]",
     ],
 )
 def test_keys_that_are_used_are(text: str) -> None:
     mode = "mode: hierarchical" if "hierarchical" in text else ""
     assert spec(text) != spec(mode)
+
+
+def test_a_cluster_that_names_no_nodes_has_the_digest_that_it_always_had() -> None:
+    assert spec("mode: hierarchical, clusters: [{name: a}]")["clusters"] == [{"name": "a", "learners": None}]
 
 
 def test_the_number_of_processes_of_a_simulation_changes_nothing() -> None:
@@ -67,6 +72,13 @@ def test_the_number_of_processes_of_a_simulation_changes_nothing() -> None:
         ("simulation: {}", "learners"),
         ("partitioner: {name: dirichlet, alpha: 0}", "0"),
         ("partitioner: {name: zipf}", "zipf"),
+        ("mode: hierarchical, clusters: [{name: a, nodes: [n1]}]", "clusters name its nodes"),
+        ("mode: hierarchical, federation: f, clusters: [{name: a, nodes: [n1]}, {name: b, nodes: [n1]}]", "names a node twice"),
+        ("mode: hierarchical, federation: f, clusters: [{name: a, nodes: [n1, n1]}]", "names a node twice"),
+        ("mode: hierarchical, federation: f, clusters: [{name: a, nodes: []}]", "1"),
+        ("mode: hierarchical, federation: f, clusters: [{name: a, learners: 2}]", "nodes of its own"),
+        ("federation: f, simulation: {learners: 4}", "together with simulation"),
+        ("federation: f, partitioner: {}", "together with partitioner"),
     ],
 )
 def test_what_cannot_be(text: str, cause: str) -> None:

@@ -84,9 +84,10 @@ def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str, given
     from flops_runtime import federated_holdout, hierarchy, rounds, strategies, virtual
     from flops_runtime.checkpoints import Checkpoints, write_atomically
     from flops_runtime.exporting import Exporter
-    from flops_runtime.grid import EmbeddedGrid
+    from flops_runtime.grid import EmbeddedGrid, RunGrid
     from flops_runtime.identity import set_identity
     from flops_runtime.superlink_grid import SuperLinkGrid
+    from flops_runtime.switch import Switch
 
     set_identity()
     link = given_fds.get("link")
@@ -99,14 +100,15 @@ def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str, given
     resumed, _, _ = checkpoints.load(loop.rounds)
     if resumed:
         events.tell("resumed", f"goes on after {loop.noun} {len(resumed)}", round=len(resumed))
-    grid: EmbeddedGrid | SuperLinkGrid | None = None
+    grid: RunGrid | None = None
     specs = _specs(job, work)
     trained = rounds.finished(resumed, loop.rounds, loop.early_stop)
     if not trained or link is not None:  # nodes are asked once more when all rounds are over
         nodes = f"{len(specs)} learners"
         if hierarchical:
             strategy = strategies.of_root(job)
-            grid = hierarchy.root_grid(job, nursery, run_dir, work, specs, events.tell)
+            switch = None if link is None else Switch(Connection(link), events.tell)
+            grid = hierarchy.root_grid(job, nursery, run_dir, work, specs, events.tell, switch)
             nodes = f"{len(grid.learners)} clusters"
         elif simulated:
             hosts = virtual.host_specs(specs, int(simulated["processes"]), work, int(job["memory_mb"]))
@@ -171,6 +173,9 @@ def best_round(results: list[dict[str, Any]], metric: str, direction: str) -> in
 
 
 def _specs(job: dict[str, Any], work: Path) -> list[dict[str, Any]]:
+    """One entry a learner; of learners that are nodes elsewhere, which have their data there, only the number is known."""
+    if not job["shards"]:
+        return [{"learner": index} for index in range(sum(int(cluster["learners"]) for cluster in job.get("clusters") or []))]
     return [
         {
             "learner": index,

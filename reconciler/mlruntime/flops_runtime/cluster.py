@@ -1,7 +1,8 @@
 """A cluster aggregator: a learner to the root, an aggregator to the learners of its own cluster.
 
-It is one process with its own nursery, and so with its own learners: when it dies they die with it. In a container it orders
-them from the reconciler, which starts each in a container of its own. Flower's API stands at both
+It is one process with its own nursery, and so with its own learners: when it dies they die with it. (In a container it orders
+them from the reconciler, which starts each in a container of its own. Learners that are nodes of a federation stay, and are asked
+again by its successor.) Flower's API stands at both
 of its sides: a ClientApp answers the root, and each cycle is a ServerApp over the cluster's grid. A cycle starts from the
 parameters that the root sends, with a new strategy. Its rounds are checkpoints in a directory of the cycle, which belongs to
 these parameters: a cluster aggregator that was killed goes on after its last finished round when it is asked again.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import traceback
@@ -25,10 +27,14 @@ from flwr.clientapp import ClientApp
 from flops_runtime import identity, rounds, sandbox, wire
 from flops_runtime.checkpoints import Checkpoints, write_atomically
 from flops_runtime.failures import Failure
-from flops_runtime.grid import EmbeddedGrid
+from flops_runtime.grid import EmbeddedGrid, RunGrid
 from flops_runtime.learner import RUNTIME_DIR
 from flops_runtime.nursery import Nursery, OrderedNursery
 from flops_runtime.strategies import of_job
+from flops_runtime.superlink_grid import SuperLinkGrid
+
+_PATIENCE = 30.0
+"""Seconds that a cluster waits for nodes that are gone; a SuperLink that was started again has its nodes back by then."""
 
 
 def run(connection: Connection, spec: dict[str, Any], ordered: int | None = None) -> None:
@@ -39,13 +45,10 @@ def run(connection: Connection, spec: dict[str, Any], ordered: int | None = None
     job = spec["job"]
     directory, work = Path(spec["directory"]), Path(spec["work_dir"])
     work.mkdir(parents=True, exist_ok=True)
-    given = [Path(learner["data"]) for learner in spec["learners"]]
+    given = [Path(learner["data"]) for learner in spec["learners"] if "data" in learner]
     sandbox.enter([RUNTIME_DIR, Path(job["repo_dir"]), *given], [directory, work])
-    nursery = Nursery.split(connection) if ordered is None else OrderedNursery(ordered)
-    identity.set_identity()
     tell = _Relay(connection)
-    learners = [{**learner, "work_dir": str(work / f"learner-{learner['learner']}")} for learner in spec["learners"]]
-    grid = EmbeddedGrid(nursery, learners, int(job["memory_mb"]), tell)
+    grid = _nodes(spec, work, tell) if "link" in spec else _own_learners(spec, connection, ordered, work, tell)
     app = client_app(spec, grid, directory, tell)
     wire.send_note(connection, {"kind": "ready"})
     context = Context(run_id=1, node_id=int(spec["learner"]) + 1, node_config={}, state=RecordDict(), run_config={})
@@ -55,7 +58,22 @@ def run(connection: Connection, spec: dict[str, Any], ordered: int | None = None
             wire.send_message(connection, _answer(app, message, context, connection))
 
 
-def client_app(spec: Mapping[str, Any], grid: EmbeddedGrid, directory: Path, tell: _Relay) -> ClientApp:
+def _own_learners(spec: Mapping[str, Any], connection: Connection, ordered: int | None, work: Path, tell: _Relay) -> EmbeddedGrid:
+    nursery = Nursery.split(connection) if ordered is None else OrderedNursery(ordered)
+    identity.set_identity()
+    learners = [{**learner, "work_dir": str(work / f"learner-{learner['learner']}")} for learner in spec["learners"]]
+    return EmbeddedGrid(nursery, learners, int(spec["job"]["memory_mb"]), tell)
+
+
+def _nodes(spec: Mapping[str, Any], work: Path, tell: _Relay) -> SuperLinkGrid:
+    os.chdir(work)
+    identity.set_identity()
+    job = spec["job"]
+    patience = _PATIENCE if job["round_timeout"] is None else min(_PATIENCE, float(job["round_timeout"]))
+    return SuperLinkGrid(Connection(spec["link"]), int(job["min_available"]), tell, patience=patience)
+
+
+def client_app(spec: Mapping[str, Any], grid: RunGrid, directory: Path, tell: _Relay) -> ClientApp:
     """The Flower ClientApp that stands for a whole cluster."""
     job = spec["job"]
     app = ClientApp()

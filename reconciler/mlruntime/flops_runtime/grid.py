@@ -18,7 +18,7 @@ import signal
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -82,6 +82,32 @@ class RunGrid(Grid):  # type: ignore[misc, unused-ignore]
     """What the grids of a run have in common, wherever its nodes are."""
 
     _run: Any = None
+    learners: Sequence[Any]
+    """Its nodes, each with `index`, `name`, `node_id` and `ready`."""
+
+    def await_ready(self, timeout: float | None) -> Sequence[Any]:
+        """Waits for the nodes at the start of a run; returns those that are ready."""
+        raise NotImplementedError
+
+    def revive(self, timeout: float | None) -> Sequence[Any]:
+        """Lets nodes that failed in again before a round; returns those that are ready."""
+        raise NotImplementedError
+
+    def failures(self) -> list[tuple[int, Failure]]:
+        """The last failure of every node that has one, with its index."""
+        raise NotImplementedError
+
+    def refuse(self, index: int, failure: Failure) -> None:
+        """Counts an answer that came, but may not be used, as the node's failure."""
+        raise NotImplementedError
+
+    def clear_failures(self) -> None:
+        """Forgets the failures of nodes that take part: a new round begins."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Lets go of all nodes."""
+        raise NotImplementedError
 
     def set_run(self, run: Any) -> None:
         """Sets Flower's description of the run."""
@@ -123,15 +149,13 @@ class EmbeddedGrid(RunGrid):
         self._watch = MemoryWatch()
         self._replies: dict[str, Message] = {}
         self._timeout: float | None = None
-        self.learners: list[Learner] = []
         self._hosts = [Host(spec, role) for spec in specs]
         for host in self._hosts:
             for member in host.spec.get("members", [host.spec]):
                 index = int(member["learner"])
-                learner = Learner(index, str(member.get("name", f"learner {index}")), host)
-                host.learners.append(learner)
-                self.learners.append(learner)
-        self.learners.sort(key=lambda learner: learner.index)
+                host.learners.append(Learner(index, str(member.get("name", f"learner {index}")), host))
+        made = (learner for host in self._hosts for learner in host.learners)
+        self.learners: list[Learner] = sorted(made, key=lambda learner: learner.index)
         self._by_id = {learner.node_id: learner for learner in self.learners}
         for host in self._hosts:
             self._start(host)
@@ -186,9 +210,12 @@ class EmbeddedGrid(RunGrid):
 
     def _start(self, host: Host) -> None:
         host.ready = False
-        host.pid, host.connection = self._nursery.fork(host.role, host.spec)
+        host.pid, host.connection = self._fork(host)
         share = available_kb() * 8 // 10 // max(1, len(self._hosts))
         self._watch.allow(host.pid, Allowance(0, share))  # loading data: only the machine is protected
+
+    def _fork(self, host: Host) -> tuple[int, Connection]:
+        return self._nursery.fork(host.role, host.spec)
 
     def _kill(self, host: Host, timeout: float, what: str) -> None:
         with contextlib.suppress(OSError):  # an engine that is gone says so by itself

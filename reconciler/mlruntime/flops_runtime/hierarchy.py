@@ -4,20 +4,25 @@ The root runs the same loop as a classic aggregator, over a grid of clusters. Ev
 root's parameters, the root's strategy joins the clusters' models by the samples behind them, and the joined model is evaluated
 on the learners of all clusters. A cluster that fails or has too few learners is left out of a cycle, with a warning, and
 asked again in the next; a cluster aggregator that dies is started again within the cycle and goes on after its last round.
+
+Over a federation of nodes only the cluster's learners are elsewhere: its aggregator is the same process beside the root, with a
+way to the nodes of its cluster and no others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from flops_runtime.checkpoints import Checkpoints
 from flops_runtime.failures import Failure
-from flops_runtime.grid import EmbeddedGrid, Tell
+from flops_runtime.grid import EmbeddedGrid, Host, Tell
 from flops_runtime.nursery import Nursery
 from flops_runtime.rounds import Loop, loop_of
+from flops_runtime.switch import Switch
 
 _RETRIES = 2
 """How often a dead cluster aggregator is started again within one cycle."""
@@ -25,6 +30,16 @@ _RETRIES = 2
 
 class RootGrid(EmbeddedGrid):
     """The grid of clusters: what leaves a cluster out is a warning, and no more while another one is left."""
+
+    def __init__(self, nursery: Nursery, specs: list[dict[str, Any]], tell: Tell, switch: Switch | None) -> None:
+        self._switch = switch
+        super().__init__(nursery, specs, None, tell, role="cluster", retries=_RETRIES)
+
+    def _fork(self, host: Host) -> tuple[int, Connection]:
+        if self._switch is None:
+            return super()._fork(host)
+        with self._switch.port(str(host.spec["cluster"])) as link:
+            return self._nursery.fork(host.role, host.spec, link)
 
     def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
         """As the embedded grid does; warns of each cluster whose answer is an error."""
@@ -61,9 +76,18 @@ def root_loop(job: Mapping[str, Any]) -> Loop:
 
 
 def root_grid(
-    job: Mapping[str, Any], nursery: Nursery, run_dir: Path, work: Path, specs: list[dict[str, Any]], tell: Tell
+    job: Mapping[str, Any],
+    nursery: Nursery,
+    run_dir: Path,
+    work: Path,
+    specs: list[dict[str, Any]],
+    tell: Tell,
+    switch: Switch | None = None,
 ) -> RootGrid:
-    """Starts the cluster aggregators of a job. Raises `Failure` when no cluster has enough learners."""
+    """Starts the cluster aggregators of a job. Raises `Failure` when no cluster has enough learners.
+
+    With a `switch` the learners are nodes elsewhere: `specs` has no more than their number then.
+    """
     wanted = max(int(job["min_available"]), int(job["min_fit"]), int(job["min_evaluate"]))
     clusters, first = [], 0
     for index, cluster in enumerate(job["clusters"]):
@@ -79,6 +103,7 @@ def root_grid(
             {
                 "learner": index,
                 "name": f"cluster {cluster['name']}",
+                "cluster": str(cluster["name"]),
                 "directory": str(directory),
                 "work_dir": str(work / f"cluster-{cluster['name']}"),
                 "learners": learners,
@@ -91,7 +116,7 @@ def root_grid(
             f"None of the {len(job['clusters'])} clusters has the {wanted} learners that it needs.",
             cure="Give the clusters more learners, or lower `min_available_clients`, `min_fit_clients` and `min_evaluate_clients`.",
         )
-    return RootGrid(nursery, clusters, None, tell, role="cluster", retries=_RETRIES)
+    return RootGrid(nursery, clusters, tell, switch)
 
 
 def cluster_results(job: Mapping[str, Any], run_dir: Path) -> dict[str, list[dict[str, Any]]]:

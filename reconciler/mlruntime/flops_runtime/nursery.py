@@ -77,14 +77,18 @@ class Nursery:
         self._told: dict[int, Failure] = {}
         self._pid = pid
 
-    def fork(self, role: str, spec: dict[str, Any]) -> tuple[int, Connection]:
-        """Starts one child in a role; returns its process id and the connection to it. Raises OSError if it cannot."""
+    def fork(self, role: str, spec: dict[str, Any], link: int | None = None) -> tuple[int, Connection]:
+        """Starts one child in a role; returns its process id and the connection to it. Raises OSError if it cannot.
+
+        The child inherits a second connection as `spec["link"]` when its file descriptor is given.
+        """
         ours, theirs = socket.socketpair()
         order = os.memfd_create("order")  # a message of this socket has a limit; the shards of thousands of learners have not
         try:
             with theirs:
                 os.write(order, json.dumps({"role": role, "spec": spec}).encode())
-                socket.send_fds(self._socket, [b"fork"], [theirs.fileno(), order])
+                given = [theirs.fileno(), order, *([] if link is None else [link])]
+                socket.send_fds(self._socket, [b"fork"], given)
         finally:
             os.close(order)
         while True:
@@ -184,7 +188,7 @@ def serve(control: socket.socket) -> None:
             _report_exits(control)
         if control.fileno() in ready:
             try:
-                data, fds, _, _ = socket.recv_fds(control, _MESSAGE_LIMIT, 2)
+                data, fds, _, _ = socket.recv_fds(control, _MESSAGE_LIMIT, 3)
             except ConnectionResetError:
                 return  # the aggregator closed while the end of a child was still unread
             if not data:
@@ -192,7 +196,11 @@ def serve(control: socket.socket) -> None:
             with os.fdopen(fds[1], "rb") as order:
                 order.seek(0)
                 content = json.load(order)
+            if links := fds[2:]:
+                content["spec"]["link"] = links[0]
             _give_birth(control, content, fds[0], (wake_read, wake_write))
+            for link in links:
+                os.close(link)
 
 
 def _report_exits(control: socket.socket) -> None:

@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from flops_runtime import guard, privacy
 from flops_runtime.checkpoints import Arrays, Checkpoints
 from flops_runtime.early_stop import stop_reason
 from flops_runtime.failures import Failure
-from flops_runtime.grid import EmbeddedGrid, Tell
+from flops_runtime.grid import RunGrid, Tell
 from flops_runtime.quorum import require
 from flops_runtime.strategies import restore_state, save_state, train_config
 
@@ -91,7 +91,7 @@ def loop_app(loop: Loop, strategy: Strategy, checkpoints: Checkpoints, tell: Tel
     app = ServerApp()
 
     @app.main()  # type: ignore[untyped-decorator, unused-ignore]
-    def main(grid: Grid, _: Context) -> None:
+    def main(grid: RunGrid, _: Context) -> None:
         results, parameters, state = checkpoints.load(loop.rounds)
         restore_state(strategy, state)
         arrays = to_record(parameters) if results else start
@@ -122,7 +122,7 @@ def setup_timeout(job: Mapping[str, Any]) -> float | None:
     return None if job["round_timeout"] is None else max(300.0, float(job["round_timeout"]))
 
 
-def initial(grid: EmbeddedGrid, loop: Loop) -> ArrayRecord:
+def initial(grid: RunGrid, loop: Loop) -> ArrayRecord:
     """The parameters to start from, of the first node that has some."""
     ready = grid.await_ready(loop.setup_timeout)
     require(len(ready), max(1, loop.min_available), "available", "the start", grid)
@@ -137,7 +137,7 @@ def initial(grid: EmbeddedGrid, loop: Loop) -> ArrayRecord:
 
 
 def _round(
-    number: int, arrays: ArrayRecord, loop: Loop, strategy: Strategy, grid: EmbeddedGrid, checkpoints: Checkpoints, tell: Tell
+    number: int, arrays: ArrayRecord, loop: Loop, strategy: Strategy, grid: RunGrid, checkpoints: Checkpoints, tell: Tell
 ) -> tuple[ArrayRecord, dict[str, Any]]:
     started = time.monotonic()
     when, whole = f"{loop.noun} {number}", loop.offset + number
@@ -182,7 +182,7 @@ def _round(
     return aggregated, result
 
 
-def evaluate(arrays: ArrayRecord, loop: Loop, strategy: Strategy, grid: EmbeddedGrid) -> tuple[dict[str, Any], int, int]:
+def evaluate(arrays: ArrayRecord, loop: Loop, strategy: Strategy, grid: RunGrid) -> tuple[dict[str, Any], int, int]:
     """Parameters from above, evaluated on the nodes: their metrics, weighted, and how many samples and nodes stand behind them."""
     ready = grid.revive(loop.setup_timeout)
     require(len(ready), loop.min_available, "available", "the evaluation", grid)
@@ -192,7 +192,7 @@ def evaluate(arrays: ArrayRecord, loop: Loop, strategy: Strategy, grid: Embedded
 
 
 def _evaluate(
-    number: int, arrays: ArrayRecord, loop: Loop, strategy: Strategy, grid: EmbeddedGrid
+    number: int, arrays: ArrayRecord, loop: Loop, strategy: Strategy, grid: RunGrid
 ) -> tuple[list[Message], MetricRecord]:
     whole = loop.offset + number
     random.seed(f"{loop.seed}/{whole}/evaluate")

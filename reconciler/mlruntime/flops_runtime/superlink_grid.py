@@ -1,13 +1,17 @@
 """A Flower Grid whose nodes are other machines: messages go over a pipe to the reconciler, which has the way to the SuperLink.
 
 The aggregator has neither network nor credentials; strategy, checkpoints and the choice of the best model are those of the
-embedded engine. A node's id is its place among the nodes that may serve the run, by name: which of them a round samples
-depends on the seed and on who is there. A node that is late, or gone, takes no part until it has answered again; nobody waits
-for it once there are enough.
+embedded engine. A node's id is its place among the nodes that may serve the run (by cluster and name): which of them a round
+samples depends on the seed and on who is there. A node that is late, or gone, takes no part until it has answered again; nobody
+waits for it once there are enough. The grid of a cluster sees the nodes of its cluster only, through the root's `switch`, and has a
+patience: the other clusters do not wait for one whose nodes are gone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -28,7 +32,7 @@ _GRACE = 3.0
 """Seconds that a round waits for nodes that have just come (back), when there are enough without them."""
 _TRIES, _PAUSE = 2, 5.0
 """How often a node is asked to prepare a run that it cannot serve, and the seconds between."""
-_FOR_GOOD = {"FL4501", "FL4504", "FL5807"}
+_FOR_GOOD = {"FL4501", "FL4504", "FL5807", "FL5842"}
 Tell = Callable[..., None]
 
 
@@ -38,7 +42,6 @@ class Node:
 
     index: int
     name: str
-    cluster: str
     connected: bool = False
     ready: bool = False
     asked: str = ""
@@ -65,19 +68,33 @@ class Node:
 
 
 class SuperLinkGrid(RunGrid):
-    """Flower's Grid over the nodes that may serve one run."""
+    """Flower's Grid over the nodes that may serve one run, or one cluster of it.
 
-    def __init__(self, connection: Connection, needed: int, tell: Tell) -> None:
+    `patience` is how long, in seconds, it waits for nodes that are gone when there are too few without them; None: as long as
+    it is let. Once it waited in vain it only looks, until there are enough again.
+    """
+
+    def __init__(self, connection: Connection, needed: int, tell: Tell, *, patience: float | None = None) -> None:
         self._connection = connection
         self._needed = max(1, needed)
         self._tell = tell
+        self._patience = patience
+        self._in_vain = False
+        self._arrivals: queue.SimpleQueue[Message | dict[str, Any] | None] = queue.SimpleQueue()
         self._pending: dict[str, Node] = {}
         self._messages: dict[str, Message] = {}
         self._replies: dict[str, Message] = {}
         self._waiting_told = False
-        self.learners: list[Node] = []
+        self._by_id: dict[int, Node] = {}
+        # Always read: the other side could not take our messages while it has to wait with an answer.
+        threading.Thread(target=self._read, name="link", daemon=True).start()
 
     # --- nodes ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def learners(self) -> list[Node]:  # type: ignore[override]
+        """The nodes that may serve, by index."""
+        return [self._by_id[identifier] for identifier in sorted(self._by_id)]
 
     def await_ready(self, timeout: float | None) -> list[Node]:
         """Waits until every connected node has answered whether it can serve, and enough can; returns those that can."""
@@ -98,13 +115,30 @@ class SuperLinkGrid(RunGrid):
             if grace is not None:
                 busy = [node for node in busy if now - node.asked_at < grace]
             if len(ready) >= self._needed and not busy:
+                self._in_vain = False
                 return ready
-            if (deadline is not None and now >= deadline) or sum(node.may_serve for node in self.learners) < self._needed:
+            over = deadline is not None and now >= deadline
+            if over or self._gives_up(started, now) or sum(node.may_serve for node in self.learners) < self._needed:
+                self._in_vain = len(ready) < self._needed
+                self._note_missing()
                 return ready
             if len(ready) < self._needed and not busy and not self._waiting_told:
                 self._waiting_told = True
                 self._tell("waiting", f"{len(ready)} of {self._needed} nodes are there: waiting for others to connect")
             self._pump(now + _LOOK)
+
+    def _gives_up(self, started: float, now: float) -> bool:
+        """Whether the patience has ended: with nodes that were lost, not with those that prepare the run for the first time."""
+        if self._patience is None or any(node.asked and not node.was_lost for node in self.learners):
+            return False
+        return now - started >= (min(_GRACE, self._patience) if self._in_vain else self._patience)
+
+    def _note_missing(self) -> None:
+        """Says of each node that was waited for in vain why it takes no part; what is away can come back."""
+        for node in self.learners:
+            if not node.ready and node.failure is None:
+                cause = "It is not ready yet." if node.connected else "It is not connected."
+                node.failure = Failure("FL5811", cause, cure="It takes part again when it is back.", transient=True)
 
     def _look(self) -> None:
         """Asks who is connected, and prepares who has come."""
@@ -129,7 +163,7 @@ class SuperLinkGrid(RunGrid):
 
     def refuse(self, index: int, failure: Failure) -> None:
         """Notes that a node's answer was not taken."""
-        self._failed(self.learners[index], failure)
+        self._failed(self._by_id[index + 1], failure)
 
     def close(self) -> None:
         """Tells the reconciler that no more messages come."""
@@ -143,7 +177,7 @@ class SuperLinkGrid(RunGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Sends messages; returns their ids."""
-        return [self._send(self.learners[message.metadata.dst_node_id - 1], message, None) for message in messages]
+        return [self._send(self._by_id[message.metadata.dst_node_id], message, None) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that have come for these messages."""
@@ -153,7 +187,7 @@ class SuperLinkGrid(RunGrid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Sends messages and returns one reply for each, ordered by node id; who is too late answers with an error."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        ids = [self._send(self.learners[message.metadata.dst_node_id - 1], message, timeout) for message in messages]
+        ids = [self._send(self._by_id[message.metadata.dst_node_id], message, timeout) for message in messages]
         while any(identifier in self._pending for identifier in ids):
             if not self._pump(deadline) and deadline is not None and time.monotonic() >= deadline:
                 self._give_up([identifier for identifier in ids if identifier in self._pending], timeout or 0)
@@ -204,14 +238,23 @@ class SuperLinkGrid(RunGrid):
     def _pump(self, deadline: float | None) -> bool:
         """Takes in one thing that has arrived, waiting for it until the deadline; False if nothing came."""
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not self._connection.poll(left):
+        try:
+            received = self._arrivals.get(timeout=left) if left != 0 else self._arrivals.get_nowait()
+        except queue.Empty:
             return False
-        received = wire.receive(self._connection)
+        if received is None:
+            raise EOFError("the way to the nodes has ended")
         if isinstance(received, Message):
             self._arrived(received)
         else:
             self._note(received)
         return True
+
+    def _read(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self._arrivals.put(wire.receive(self._connection))
+        self._arrivals.put(None)
 
     def _arrived(self, reply: Message) -> None:
         identifier = reply.metadata.reply_to_message_id
@@ -248,9 +291,7 @@ class SuperLinkGrid(RunGrid):
 
     def _seen(self, entry: dict[str, Any]) -> None:
         index = int(entry["index"])
-        if index == len(self.learners):
-            self.learners.append(Node(index, str(entry["name"]), str(entry["cluster"])))
-        node = self.learners[index]
+        node = self._by_id.setdefault(index + 1, Node(index, str(entry["name"])))
         if node.connected and not entry["connected"]:
             self._tell("node_left", f"node {node.name} is not connected any more", node=node.name)
             node.ready, node.was_lost = False, True

@@ -28,8 +28,15 @@ def send_note(connection: Connection, note: dict[str, Any]) -> None:
 
 def receive(connection: Connection) -> Message | dict[str, Any]:
     """The next message or note; raises EOFError or OSError if the other side is gone."""
-    frame = connection.recv_bytes()
+    content = unframed(connection.recv_bytes())
+    received: Message | dict[str, Any] = content if isinstance(content, dict) else message_from_proto(content)
+    return received
+
+
+def unframed(frame: bytes) -> ProtoMessage | dict[str, Any]:
+    """What a frame holds, with the message as it went over the connection."""
     if frame[:1] == _NOTE:
         note: dict[str, Any] = json.loads(frame[1:])
         return note
-    return message_from_proto(ProtoMessage.FromString(memoryview(frame)[1:].tobytes()))
+    message: ProtoMessage = ProtoMessage.FromString(memoryview(frame)[1:].tobytes())
+    return message
