@@ -1,8 +1,8 @@
 """Whatever happens, in whatever order, the loop converges – and then does nothing.
 
-Real Git, real journal, real status branch; users edit, revert, rename, remove and push, also while the controller fetches, pushes or
-works; it is killed before and after every write to its journal, every effect and every push; pushes are rejected, somebody else
-writes the status branch, the remote goes away, services die, stages fail. CI runs a few fixed examples of it, `make soak` hundreds.
+Real Git, real journal, real status branch; users edit, revert, rename, remove and push, also while the controller fetches, pushes
+or works; it is killed before and after every write to its journal, every effect and every push; pushes are rejected, somebody
+else writes the status branch, the remote goes away, services die, stages fail. CI runs a few fixed examples, `make soak` hundreds.
 """
 
 from __future__ import annotations

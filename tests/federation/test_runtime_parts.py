@@ -76,3 +76,18 @@ print(level, kept == level.startswith("Landlock"), sep="|")
     level, consistent = inside(code, str(tmp_path)).split("|")
     assert level
     assert consistent == "True"
+
+
+def test_the_export_warms_up_in_a_reconciler_of_the_lowest_priority(tmp_path: Path) -> None:
+    """Only root may go up again: a thread that asks for a priority that is higher than its process' is refused."""
+    code = """
+import os, sys
+from pathlib import Path
+from flops_runtime.export import _Warmth
+os.nice(19)
+warm = _Warmth({"seed": 1, "data": None, "flavor": "sklearn"}, Path(sys.argv[1]), Path(sys.argv[2]))
+warm.thread.join()
+print(os.getpriority(os.PRIO_PROCESS, 0), warm.failure, warm.contract is not None)
+"""
+    repo = Path(__file__).parent / "repos" / "digits"
+    assert inside(f"import sys; sys.path.insert(0, {str(repo)!r})\n{code}", str(repo), str(tmp_path)) == "19 None True"

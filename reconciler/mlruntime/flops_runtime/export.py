@@ -62,7 +62,9 @@ class _Warmth:
         self.thread.start()
 
     def _warm(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
+        me = threading.get_native_id()
+        # A reconciler that is nicer than that made us so too, and nobody but root goes up again.
+        os.setpriority(os.PRIO_PROCESS, me, max(_LOW_PRIORITY, os.getpriority(os.PRIO_PROCESS, me)))
         try:
             seed_everything(self._spec["seed"], "export")
             contract = ModelContract(self._repo, self._work)
