@@ -205,6 +205,7 @@ CODES: dict[str, str] = {
     "FL6008": "a link or special file in a model directory",
     "FL6009": "a version that MLflow does not show",
     "FL6010": "a registered model that is not what was recorded",
+    "FL6011": "a registered model without its lock",
     "FL6020": "the registry lost the version of a digest",
     "FL6021": "MLflow lost the run of a digest",
     "FL6030": "the tracking server does not answer",

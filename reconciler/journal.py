@@ -184,7 +184,7 @@ class Journal:
         with self._lock:
             rows = self._db.execute(query, (after, project, project, limit)).fetchall()
         return [
-            Event(number, at, name, digest, kind, stage, message, orjson.loads(data))
+            Event(number, at, name, digest, kind, stage, message, _data(data))
             for number, at, name, digest, kind, stage, message, data in rows
         ]
 
@@ -220,13 +220,23 @@ class Journal:
                 ) from error
 
 
+def _data(content: Any) -> Mapping[str, Any]:
+    """What an event carries; nothing where it cannot be read."""
+    try:
+        found = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, check_same_thread=False, timeout=10)
     try:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
         db.executescript(_SCHEMA)
-        db.execute("SELECT count(*) FROM events").fetchone()
+        if db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError("the file is damaged")
     except BaseException:
         db.close()
         raise

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from reconciler.errors import FlopsError
+from reconciler.errors import ControllerError, FlopsError
 from reconciler.plan import DesiredProject, ObservedModel, ObservedProject, ObservedService
 from reconciler.runtimes.model import Runtime, Service
 from reconciler.tracking import ModelVersion
@@ -77,6 +77,10 @@ class Registries:
         except FlopsError as error:
             same = known.error is not None and str(known.error) == str(error)
             known.error = known.error if same else error
+            return known.error
+        except Exception as error:  # whatever is in one customer's registry, the others are looked at
+            cause = f"What the registry of {customer} says cannot be read: {type(error).__name__}."
+            known.error = ControllerError("FL9013", cause, cure="Please report it; the others go on.", transient=True)
             return known.error
         known.error = None
         by_project: dict[str, list[ModelVersion]] = {}
