@@ -296,6 +296,7 @@ CODES: dict[str, str] = {
     "FL9011": "the loop was stopped before it could look",
     "FL9012": "the journal cannot be written",
     "FL9013": "records of a project that cannot be read",
+    "FL9014": "the journal cannot be read",
     "FL9021": "another reconciler has taken over the state directory",
     "FL9201": "a check of `flops doctor` that could not be made",
     "FL9202": "a clone without a remote",

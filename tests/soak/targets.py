@@ -40,7 +40,8 @@ ROOT = Path(__file__).parent.parent.parent
 OURS = (FlopsError, SpecErrors)
 DIGEST = "ab" * 32
 A_ROUND = {
-    "round": 1, "loss": 0.5, "accuracy": 0.9, "metrics": {}, "learners_fit": 2, "learners_evaluated": 2, "failures": 0, "seconds": 1.0,
+    "round": 1, "loss": 0.5, "accuracy": 0.9, "metrics": {}, "seconds": 1.0, "learners_fit": 2, "learners_evaluated": 2,
+    "failures": 0,
 }  # fmt: skip
 
 
@@ -210,7 +211,8 @@ def _runs(folder: Path) -> Target:
     (folder / "model").mkdir()
     (folder / "model" / "MLmodel").touch()
     result = {
-        "digest": DIGEST, "rounds": [A_ROUND], "best_round": 1, "holdout": {"rows": 10.0}, "samples": True, "seconds": 1.0, "resumed_from": 0,
+        "digest": DIGEST, "rounds": [A_ROUND], "best_round": 1, "holdout": {"rows": 10.0}, "samples": True, "seconds": 1.0,
+        "resumed_from": 0,
     }  # fmt: skip
 
     def run(data: bytes) -> None:
@@ -260,16 +262,6 @@ def _checkpoints(folder: Path) -> Target:
     from flops_runtime.checkpoints import Checkpoints
 
     kept = Checkpoints(folder)
-    result = {
-        "round": 1,
-        "loss": 0.5,
-        "accuracy": 0.9,
-        "metrics": {},
-        "learners_fit": 2,
-        "learners_evaluated": 2,
-        "failures": 0,
-        "seconds": 1.0,
-    }
     kept.save(1, {"0": np.zeros(2)}, {}, A_ROUND)
     files = [folder / f"0001.{suffix}" for suffix in ("json", "npz", "state.npz")]
     seed = joined(*(path.read_bytes() for path in files))
