@@ -30,6 +30,12 @@ CREATE INDEX IF NOT EXISTS stages_by_project ON stages (project, digest, id);
 CREATE TABLE IF NOT EXISTS lease (id INTEGER PRIMARY KEY CHECK (id = 1), token INTEGER NOT NULL, holder TEXT NOT NULL,
   beat INTEGER NOT NULL);
 """
+_READ = {
+    "events": "id, at, project, digest, kind, stage, message, data",
+    "stages": "project, digest, stage, commit_id, started, seconds, result, COALESCE(message, '')",
+    "lease": "token, holder, beat",
+}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,7 @@ class Journal:
         self.fence: int | None = None
         """The token of the lease under which intents are written; None where there is no lease."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = self._open(path)
+        self._db = _open(path)
         self._inode = path.stat().st_ino
 
     def append(
@@ -120,8 +126,7 @@ class Journal:
                     row,
                 )
         except sqlite3.Error as error:
-            cure = "Check the disk of the state directory; it is tried again."
-            raise ControllerError("FL9012", f"The journal cannot be written: {error}.", cure=cure, transient=True) from error
+            raise self._failed(error) from error
         if cursor.rowcount != 1 or (self.fence is not None and not self._in_place()):
             cause = "Another reconciler has taken over this state directory."
             raise ControllerError("FL9021", cause, cure="This one waits for its turn.", transient=True)
@@ -130,21 +135,34 @@ class Journal:
     # --- the lease
 
     def lease(self) -> LeaseRow | None:
-        """Who holds the lease; None when nobody ever did."""
-        with self._lock:
-            found = self._db.execute("SELECT token, holder, beat FROM lease").fetchone()
-        return LeaseRow(*found) if found else None
+        """Who holds the lease; None when nobody ever did. Raises ControllerError FL9012."""
+        try:
+            with self._lock:
+                found = self._db.execute(f"SELECT {_READ['lease']} FROM lease").fetchone()  # noqa: S608 – our own names
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        if found is None or not (isinstance(found[0], int) and isinstance(found[1], str)):
+            return None
+        return LeaseRow(*found)
 
     def take_lease(self, holder: str, seen: LeaseRow | None) -> int | None:
-        """Take the lease if it is still as it was `seen`; the new token, or None when somebody was faster."""
-        with self._lock, self._db:
-            if seen is None:
-                changed = self._db.execute("INSERT OR IGNORE INTO lease (id, token, holder, beat) VALUES (1, 1, ?, 0)", (holder,))
-            else:
-                changed = self._db.execute(
-                    "UPDATE lease SET token = token + 1, holder = ?, beat = 0 WHERE token = ? AND holder = ? AND beat = ?",
-                    (holder, seen.token, seen.holder, seen.beat),
-                )
+        """Take the lease if it is still as it was `seen`; the new token, or None when somebody was faster.
+
+        Raises ControllerError FL9012.
+        """
+        try:
+            with self._lock, self._db:
+                if seen is None:
+                    changed = self._db.execute(
+                        "INSERT OR IGNORE INTO lease (id, token, holder, beat) VALUES (1, 1, ?, 0)", (holder,)
+                    )
+                else:
+                    changed = self._db.execute(
+                        "UPDATE lease SET token = token + 1, holder = ?, beat = 0 WHERE token = ? AND holder = ? AND beat = ?",
+                        (holder, seen.token, seen.holder, seen.beat),
+                    )
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
         if changed.rowcount != 1 or not self._in_place():
             return None
         return seen.token + 1 if seen else 1
@@ -176,27 +194,43 @@ class Journal:
             self._db.execute("UPDATE stages SET seconds=?, result=?, message=? WHERE id=?", (seconds, result, message, intent))
 
     def events(self, project: str = "", *, after: int = 0, limit: int = 1000) -> list[Event]:
-        """The newest `limit` events after an id, oldest first; of all projects when `project` is empty."""
+        """The newest `limit` events after an id, oldest first; of all projects when `project` is empty.
+
+        Raises ControllerError FL9014.
+        """
         query = (
-            "SELECT * FROM (SELECT id, at, project, digest, kind, stage, message, data FROM events "
+            f"SELECT * FROM (SELECT {_READ['events']} FROM events "  # noqa: S608 – our own names
             "WHERE id > ? AND (? = '' OR project = ?) ORDER BY id DESC LIMIT ?) ORDER BY id"
         )
-        with self._lock:
-            rows = self._db.execute(query, (after, project, project, limit)).fetchall()
+        rows = self._rows(query, (after, project, project, limit))
         return [
-            Event(number, at, name, digest, kind, stage, message, orjson.loads(data))
+            Event(number, at, name, digest, kind, stage, message, _data(data))
             for number, at, name, digest, kind, stage, message, data in rows
         ]
 
     def stages(self, project: str, digest: str = "") -> list[StageRecord]:
-        """Every run of a stage of a project, oldest first."""
-        query = (
-            "SELECT project, digest, stage, commit_id, started, seconds, result, COALESCE(message, '') FROM stages "
-            "WHERE project = ? AND (? = '' OR digest = ?) ORDER BY id"
-        )
-        with self._lock:
-            rows = self._db.execute(query, (project, digest, digest)).fetchall()
-        return [StageRecord(*row) for row in rows]
+        """Every run of a stage of a project, oldest first. Raises ControllerError FL9014."""
+        query = f"SELECT {_READ['stages']} FROM stages WHERE project = ? AND (? = '' OR digest = ?) ORDER BY id"  # noqa: S608
+        return [StageRecord(*row) for row in self._rows(query, (project, digest, digest))]
+
+    def _rows(self, query: str, values: tuple[str | int, ...]) -> list[tuple[Any, ...]]:
+        try:
+            with self._lock:
+                return self._db.execute(query, values).fetchall()
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            cure = "Remove journal.db in the state directory: it costs history, no training."
+            raise ControllerError("FL9014", f"The journal cannot be read: {error}.", cure=cure) from error
+
+    def _failed(self, error: sqlite3.Error) -> ControllerError:
+        """What is raised for a write that failed. A file that turns out to be damaged is put aside, so that the next one succeeds:
+        with it goes the lease, which whoever had it finds out as he does when the state directory is replaced."""
+        if (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _DAMAGED:
+            with self._lock:
+                self._db.close()
+                self._db = _made_anew(self._path)
+                self._inode = self._path.stat().st_ino
+        cure = "Check the disk of the state directory; it is tried again."
+        return ControllerError("FL9012", f"The journal cannot be written: {error}.", cure=cure, transient=True)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -208,22 +242,33 @@ class Journal:
         """Close the connection; the journal cannot be used after that."""
         self._db.close()
 
-    def _open(self, path: Path) -> sqlite3.Connection:
-        try:
-            return _connect(path)
-        except sqlite3.DatabaseError:
-            # A damaged journal costs its history, not the service: put it aside and observe anew.
-            path.replace(path.with_suffix(".damaged"))
-            for suffix in ("-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            try:
-                return _connect(path)
-            except sqlite3.Error as error:
-                raise ControllerError(
-                    "FL9001",
-                    f"The journal {path.name} cannot be opened: {error}.",
-                    cure="Check that its directory is writable.",
-                ) from error
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError:
+        return _made_anew(path)
+
+
+def _made_anew(path: Path) -> sqlite3.Connection:
+    """A new journal in the place of a damaged one, which costs its history and not the service. Raises ControllerError FL9001."""
+    path.replace(path.with_suffix(".damaged"))
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    try:
+        return _connect(path)
+    except sqlite3.Error as error:
+        cause = f"The journal {path.name} cannot be opened: {error}."
+        raise ControllerError("FL9001", cause, cure="Check that its directory is writable.") from error
+
+
+def _data(content: Any) -> Mapping[str, Any]:
+    """What an event carries; nothing where it cannot be read."""
+    try:
+        found = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -232,7 +277,9 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
         db.executescript(_SCHEMA)
-        db.execute("SELECT count(*) FROM events").fetchone()
+        # Not a check of all its pages, which takes a second for each 100 MB: what is damaged deeper shows when it is used.
+        for table, columns in _READ.items():
+            db.execute(f"SELECT {columns} FROM {table} ORDER BY id DESC LIMIT 1").fetchone()  # noqa: S608 – our own names
     except BaseException:
         db.close()
         raise

@@ -64,12 +64,22 @@ def nothing_declared() -> ControllerError:
 
 def _users(item: ProjectView, view: View) -> set[str]:
     """The declared projects whose model is one of those to be deleted: new names of the same content. One of which it is not
-    known yet what it declares might be such a one."""
+    known what it declares might be such a one."""
     digests = {version.digest for version in item.versions}
     return {
         other.name
         for other in view.projects.values()
-        if other.name != item.name
-        and other.customer in (item.customer, "")
-        and (other.desired.run_digest in digests if other.desired and not other.desired.problems else other.unreachable)
+        if other.name != item.name and other.customer in (item.customer, "") and (_may_be_heir(other) or _digest(other) in digests)
     }
+
+
+def _digest(other: ProjectView) -> str:
+    return "" if other.desired is None or other.desired.problems else other.desired.run_digest
+
+
+def _may_be_heir(other: ProjectView) -> bool:
+    """Whether a project might be a new name of something, as nobody can read yet what it is. One that is not valid and has a
+    history of its own is itself: it must not keep what others removed for as long as it stays broken (ADR 0019)."""
+    if other.desired is None:
+        return other.unreachable is not None
+    return bool(other.desired.problems) and not other.document.get("inputs")

@@ -6,6 +6,7 @@ of them a run may ask follows from the declared tags and clusters. What a node s
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -169,11 +170,15 @@ class Federation:
     def refused(self, since: float) -> list[tuple[float, str, str]]:
         """(time, key, address) of nodes that our SuperLink refused after a time."""
         try:
-            lines = (self._folder / REFUSED).read_text(encoding="utf-8").splitlines()
+            lines = (self._folder / REFUSED).read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return []
-        entries = [json.loads(line) for line in lines]
-        return [(entry["at"], entry["key"], entry["from"]) for entry in entries if entry["at"] >= since]
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that was cut off is left out
+                entry = json.loads(line)
+                found.append((float(entry["at"]), str(entry["key"]), str(entry["from"])))
+        return [entry for entry in found if entry[0] >= since]
 
     def _access(self) -> Access:
         if not self.ours:

@@ -119,14 +119,23 @@ def write_extras(model_dir: Path, lock: Lock, samples: Path | None, origin: Mapp
 
 
 def read_lock(bundle: Path) -> Lock:
-    """The lock of a bundle."""
-    content = orjson.loads((bundle / EXTRA / "lock.json").read_bytes())
-    report = DependencyReport(tuple(content["lines"]), tuple(content["warnings"]))
-    return Lock(content["digest"], content["python"], content["requirements"], report)
+    """The lock of a bundle. Raises TrackingError FL6011 when it has none that can be read."""
+    try:
+        content = orjson.loads((bundle / EXTRA / "lock.json").read_bytes())
+        report = DependencyReport(tuple(map(str, content["lines"])), tuple(map(str, content["warnings"])))
+        return Lock(str(content["digest"]), str(content["python"]), str(content["requirements"]), report)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrackingError(
+            "FL6011",
+            "The registered model has no lock of its dependencies that can be read.",
+            cure="Set `rerun` in the SLA to train it again.",
+        ) from error
 
 
 def read_origin(bundle: Path) -> Mapping[str, Any]:
-    """Where a bundle's model came from; empty for one that was registered before that was written down."""
-    path = bundle / EXTRA / "origin.json"
-    content = orjson.loads(path.read_bytes()) if path.is_file() else {}
+    """Where a bundle's model came from; empty where that was not written down, or cannot be read."""
+    try:
+        content = orjson.loads((bundle / EXTRA / "origin.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
     return content if isinstance(content, dict) else {}

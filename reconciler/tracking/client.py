@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -95,7 +96,7 @@ class Tracking:
         """Note on a run that it did not meet a gate; it is kept."""
         with self._writing() as client:
             tags = client.get_run(run_id).data.tags
-            rejected = sorted({*orjson.loads(tags.get(REJECTED, "[]")), gate_digest})
+            rejected = sorted({*_rejected(tags), gate_digest})
             client.set_tag(run_id, REJECTED, orjson.dumps(rejected).decode())
             client.set_tag(run_id, GATE, f"failed: {reason}"[:REASON_LIMIT])
 
@@ -289,14 +290,30 @@ def _run(row: Mapping[str, Any]) -> RunInfo:
         digest=tags.get(DIGEST, ""),
         model_id=tags.get(MODEL_ID, ""),
         metrics=_metrics(tags),
-        rejected_gates=tuple(orjson.loads(tags.get(REJECTED, "[]"))),
+        rejected_gates=_rejected(tags),
     )
 
 
 def _metrics(tags: Mapping[str, str]) -> dict[str, float]:
     """The numbers of a tag; JSON has no word for one that is not finite, and null stands for it."""
-    numbers: dict[str, float | None] = orjson.loads(tags.get(METRICS, "{}"))
-    return {name: math.nan if value is None else value for name, value in numbers.items()}
+    found = _json(tags.get(METRICS, ""))
+    numbers = found.items() if isinstance(found, dict) else ()
+    return {
+        name: math.nan if value is None else float(value) for name, value in numbers if isinstance(value, (int, float, NoneType))
+    }
+
+
+def _rejected(tags: Mapping[str, str]) -> tuple[str, ...]:
+    found = _json(tags.get(REJECTED, ""))
+    return tuple(item for item in found if isinstance(item, str)) if isinstance(found, list) else ()
+
+
+def _json(text: str) -> Any:
+    """What a tag says; None for one that somebody wrote something else into: MLflow lets everybody edit tags."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
 
 
 def _tags(row: Mapping[str, Any]) -> dict[str, str]:

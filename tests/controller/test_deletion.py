@@ -106,6 +106,49 @@ def test_a_rename_deletes_nothing_that_is_used(loop: Looping) -> None:
     assert set(loop.controller.ledger.documents) == {"b"}
 
 
+def renamed(loop: Looping, more: str) -> None:
+    """Project a becomes b, with its own ML repo moved along."""
+    git(loop.user, "mv", "projects/a", "projects/b")
+    loop.edit({path: text for path, text in loop.project("b", more=more).items() if path.endswith("sla.yaml")})
+    loop.settle()
+
+
+def test_a_rename_with_a_mistake_in_it_loses_nothing(loop: Looping) -> None:
+    """What b declares cannot be read, so nobody knows yet that it is a: what was a's waits until it is known."""
+    loop.edit(loop.project("a", more=DELETE) | loop.project("other", rounds=2))
+    loop.settle()
+    renamed(loop, f"{DELETE}nonsense: 1\n")
+    assert loop.says("b", "Synced")[:2] == ("False", "InvalidSLA")
+    loop.clock.now += 5000
+    loop.settle()
+    assert left(loop) == {"a", "other"}
+    assert loop.says("a", "Reconciling")[1:] == ("DependencyNotReady", "waits for b")
+    loop.edit({path: text for path, text in loop.project("b", more=DELETE).items() if path.endswith("sla.yaml")})
+    loop.settle()
+    assert sorted(name for name, _ in loop.world.trained) == ["a", "other"], "the model was adopted, not trained again"
+    assert loop.says("b", "Synced")[:2] == ("True", "Converged")
+
+
+def test_a_mistake_that_is_taken_away_lets_the_deletion_go_on(loop: Looping) -> None:
+    loop.edit(loop.project("a", more=DELETE) | loop.project("other", rounds=2))
+    loop.settle()
+    renamed(loop, "nonsense: 1\n")
+    loop.remove("b")
+    loop.settle()
+    assert left(loop) == {"other"}
+
+
+def test_a_project_with_a_history_that_broke_is_no_heir(loop: Looping) -> None:
+    """Else one customer's old mistake would keep what others removed for good."""
+    loop.edit(loop.project("a", more=DELETE) | loop.project("other", rounds=2))
+    loop.settle()
+    loop.edit(loop.project("other", rounds=2, more="nonsense: 1\n"))
+    loop.settle()
+    loop.remove("a")
+    loop.settle()
+    assert left(loop) == {"other"}
+
+
 def test_an_empty_source_deletes_nothing(loop: Looping) -> None:
     """Also when no service is left to say that there was something."""
     loop.edit(loop.project("a", more="deletion_policy: delete\n"))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from reconciler.runtimes.process import ProcessRuntime
 from reconciler.statusdoc import Renderer, merge, read_documents, readme, sound, subject
+from reconciler.tracking import ModelVersion
 from tests.conftest import Repos, commit, git
 from tests.controller.looping import Looping
 
@@ -133,6 +134,31 @@ def test_a_damaged_service_record_is_no_end_of_the_look(tmp_path: Path, name: st
     assert seen.keys() == {"one", "two"}
     assert not seen["one"].healthy
     assert seen["two"].labels == {"flops.kind": "inference"}
+
+
+def test_a_registry_that_says_nonsense_is_its_customers_alone(loop: Looping, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever breaks in reading one customer's registry: the others are looked at and worked on."""
+    loop.edit(loop.project("theirs", customer="another"))
+    loop.settle()
+    versions = loop.world.versions
+
+    def nonsense(customer: str) -> list[ModelVersion]:
+        if customer == "another":
+            raise KeyError("project")
+        return versions(customer)
+
+    monkeypatch.setattr(loop.world, "versions", nonsense)
+    loop.world.generation += 1
+    loop.edit(loop.project("a", rounds=9))
+    loop.settle()
+    assert loop.says("a", "Synced")[:2] == ("True", "Converged")
+    assert "FL9013" in loop.says("theirs", "Synced")[2]
+    assert "inference-theirs" in loop.world.services
+    monkeypatch.undo()
+    loop.world.generation += 1
+    loop.clock.now += 2000
+    loop.settle()
+    assert loop.says("theirs", "Synced")[:2] == ("True", "Converged")
 
 
 json = st.recursive(

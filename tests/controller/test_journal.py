@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from pathlib import Path
 
+import pytest
+
+from reconciler.errors import ControllerError
 from reconciler.journal import Journal
 
 
@@ -52,3 +56,57 @@ def test_a_damaged_journal_is_put_aside(tmp_path: Path) -> None:
     again.append("a", "stage", "after")
     assert [event.message for event in again.events()] == ["after"]
     assert (tmp_path / "journal.damaged").exists()
+
+
+def damaged(path: Path, table: str) -> None:
+    """Overwrite the page at which a table begins."""
+    with sqlite3.connect(path) as database:
+        page = database.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()[0]
+        size = database.execute("PRAGMA page_size").fetchone()[0]
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+
+
+@pytest.mark.parametrize("table", ["events", "stages", "lease"])
+def test_a_damaged_table_costs_its_history_and_not_the_service(tmp_path: Path, table: str) -> None:
+    """At the start, whichever it is: a controller that starts has a journal that works."""
+    path = tmp_path / "journal.db"
+    made = Journal(path, clock=lambda: 1.0)
+    made.append("a", "kind", "message")
+    made.begin("a", "d", "train", "c")
+    made.take_lease("me", None)
+    made.close()
+    damaged(path, table)
+    journal = Journal(path, clock=lambda: 1.0)
+    assert journal.lease() is None
+    assert journal.take_lease("me", None) == 1
+    journal.finish(journal.begin("a", "d", "train", "c"), "done", "", 1.0)
+    assert len(journal.stages("a")) == 1
+    assert path.with_suffix(".damaged").is_file()
+
+
+def test_a_journal_that_is_damaged_while_it_is_used_is_replaced_by_the_next_intent(tmp_path: Path) -> None:
+    """That intent is refused, and so is everything under the lease that went with the file."""
+    path = tmp_path / "journal.db"
+    journal = Journal(path, clock=lambda: 1.0)
+    journal.begin("a", "d", "train", "c")
+    journal.fence = journal.take_lease("me", None)
+    damaged(path, "stages")
+    with pytest.raises(ControllerError, match="FL9012") as refused:
+        journal.begin("a", "d", "train", "c")
+    assert refused.value.transient
+    with pytest.raises(ControllerError, match="FL9021"):
+        journal.begin("a", "d", "train", "c")
+    assert not journal.beat_lease(journal.fence or 0)
+    journal.fence = journal.take_lease("me", journal.lease())
+    assert journal.begin("a", "d", "train", "c")
+
+
+def test_an_event_whose_data_cannot_be_read_is_told_without_them(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db", clock=lambda: 1.0)
+    journal.append("a", "kind", "message", data={"a": 1})
+    with sqlite3.connect(tmp_path / "journal.db") as vandal:
+        vandal.execute("UPDATE events SET data = 'x'")
+    assert [(event.message, event.data) for event in journal.events("a")] == [("message", {})]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,47 @@ def test_processes_are_known_by_more_than_their_number() -> None:
     told = child.communicate()[0].decode().strip()
     assert holder_is_dead(told)
     assert os.getpid() != child.pid
+
+
+PAUSED = """
+import sys, time
+from pathlib import Path
+from reconciler.errors import ControllerError
+from reconciler.journal import Journal
+from reconciler.lease import Heartbeat, Lease
+journal = Journal(Path(sys.argv[1]), clock=time.time)
+lease = Lease(journal, monotonic=time.monotonic)
+print(lease.try_acquire(), flush=True)
+Heartbeat(lease, lambda: None)
+for line in sys.stdin:
+    try:
+        print(journal.begin("p", "d", "train", "c") and "begun", flush=True)
+    except ControllerError as refused:
+        print(refused.code, flush=True)
+"""
+
+
+def test_a_holder_that_was_stopped_and_goes_on_starts_nothing(tmp_path: Path) -> None:
+    """SIGSTOP, as by a debugger or a frozen machine: alive for everybody who asks, silent for longer than the term."""
+    arguments = [sys.executable, "-c", PAUSED, str(tmp_path / "journal.db")]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        holder.stdin.write("\n")
+        assert holder.stdout.readline() == "begun\n"
+        second = Party(tmp_path, "second")
+        second.lease._is_dead = holder_is_dead
+        holder.send_signal(signal.SIGSTOP)
+        holder.stdin.write("\n")
+        assert not second.lease.try_acquire(), "it is not dead"
+        second.clock.now += TERM + 1
+        assert second.lease.try_acquire()
+        assert second.works()
+        holder.send_signal(signal.SIGCONT)
+        assert holder.stdout.readline() == "FL9021\n"
+        assert second.lease.renew()
+        holder.stdin.close()
 
 
 def test_a_loop_that_lost_its_lease_calls_off_and_stands_by(repos: Repos) -> None:

@@ -1,17 +1,19 @@
 """Whatever happens, in whatever order, the loop converges – and then does nothing.
 
-Real Git, real journal, real status branch; users edit, revert, rename, remove and push, the controller is killed at every point
-of its work, pushes are rejected, the remote goes away, services die, stages fail. CI runs a few fixed examples of it,
-`make soak` thousands.
+Real Git, real journal, real status branch; users edit, revert, rename, remove and push, also while the controller fetches, pushes
+or works; it is killed before and after every write to its journal, every effect and every push; pushes are rejected, somebody
+else writes the status branch, the remote goes away, services die, stages fail. CI runs a few fixed examples, `make soak` hundreds.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,10 +26,13 @@ from reconciler.plan import Stage
 from reconciler.statusdoc import read_documents
 from tests.conftest import Repos, git
 from tests.controller.looping import DEPLOY, Looping
+from tests.soak.sizes import SOAK, size
 
-SOAK = bool(os.environ.get("FLOPS_SOAK"))
 NAMES = ("a", "b", "c", "d")
 STAGES = tuple(Stage)
+JOURNAL = ("append", "begin", "finish", "take_lease", "beat_lease", "drop_lease")
+STATUS = ("publish", "_commit", "_move", "_push_once")
+"""What the controller writes: the journal, and the steps from documents to a pushed commit."""
 
 
 class Killed(BaseException):
@@ -43,10 +48,12 @@ class Content:
     suspend: bool = False
     finish: bool = False
     invalid: bool = False
+    delete: bool = False
     after: str = ""
 
     def more(self) -> str:
         lines = [DEPLOY.strip()] if self.deploy else []
+        lines += ["deletion_policy: delete"] if self.delete else []
         lines += ["suspend: true"] if self.suspend else []
         lines += ["on_change: finish"] if self.finish else []
         lines += [f"depends_on: [{self.after}]"] if self.after else []
@@ -65,7 +72,10 @@ class Site(RuleBasedStateMachine):
         self.bad: set[tuple[str, int]] = set()
         self.flaky = 0
         self.kill_at: tuple[Stage, bool] | None = None
-        self.states = 0
+        self.kill_write: tuple[int, bool] | None = None
+        self.meanwhile: list[Callable[[], None]] = []
+        self.states = self.vandals = 0
+        self._watch_writes()
         self.loop.before = lambda view, stage: self._point(view, stage, before=True)
         self.loop.after = lambda view, stage: self._point(view, stage, before=False)
 
@@ -82,11 +92,11 @@ class Site(RuleBasedStateMachine):
         self._declare("a", Content())
 
     @rule(
-        name=st.sampled_from(NAMES), rounds=st.integers(1, 3), deploy=st.booleans(), finish=st.booleans(),
+        name=st.sampled_from(NAMES), rounds=st.integers(1, 3), deploy=st.booleans(), finish=st.booleans(), delete=st.booleans(),
         kind=st.sampled_from(["", "", "", "suspend", "invalid", "after"]), other=st.sampled_from(NAMES),
     )  # fmt: skip
-    def edit(self, name: str, rounds: int, deploy: bool, finish: bool, kind: str, other: str) -> None:
-        content = Content(rounds, deploy, kind == "suspend", finish, kind == "invalid", other if kind == "after" else "")
+    def edit(self, name: str, rounds: int, deploy: bool, finish: bool, delete: bool, kind: str, other: str) -> None:
+        content = Content(rounds, deploy, kind == "suspend", finish, kind == "invalid", delete, other if kind == "after" else "")
         self._declare(name, content)
 
     @precondition(lambda self: self.history)
@@ -95,14 +105,14 @@ class Site(RuleBasedStateMachine):
         self._declare(*data.draw(st.sampled_from(self.history)))
 
     @precondition(lambda self: self.declared)
-    @rule(data=st.data(), to=st.sampled_from(NAMES))
-    def rename(self, data: st.DataObject, to: str) -> None:
+    @rule(data=st.data(), to=st.sampled_from(NAMES), mistaken=st.booleans())
+    def rename(self, data: st.DataObject, to: str, mistaken: bool) -> None:
         name = data.draw(st.sampled_from(sorted(self.declared)))
         if name == to:
             return
         content = self.declared.pop(name)
         git(self.loop.user, "rm", "-rq", f"projects/{name}")
-        self._declare(to, content)
+        self._declare(to, replace(content, invalid=mistaken or content.invalid))
 
     @precondition(lambda self: len(self.declared) > 1)
     @rule(data=st.data())
@@ -115,6 +125,11 @@ class Site(RuleBasedStateMachine):
     @rule(number=st.integers(0, 9))
     def push_something_else(self, number: int) -> None:
         self._push({"README.md": f"{number}\n"})
+
+    @rule(name=st.sampled_from(NAMES), rounds=st.integers(1, 3))
+    def edit_meanwhile(self, name: str, rounds: int) -> None:
+        """Somebody pushes between two writes of the controller: while it looks, works or pushes itself."""
+        self.meanwhile.append(partial(self._declare, name, Content(rounds)))
 
     # --- the controller
 
@@ -137,6 +152,10 @@ class Site(RuleBasedStateMachine):
     def kill_in_a_stage(self, stage: Stage, before: bool) -> None:
         self.kill_at = (stage, before)
 
+    @rule(writes=st.integers(1, 12), before=st.booleans())
+    def kill_at_a_write(self, writes: int, before: bool) -> None:
+        self.kill_write = (writes, before)
+
     @rule()
     def kill_now(self) -> None:
         self._restart()
@@ -157,6 +176,13 @@ class Site(RuleBasedStateMachine):
     @rule(rejected=st.booleans())
     def status_pushes_are_rejected(self, rejected: bool) -> None:
         self._hook(rejected)
+
+    @rule(meanwhile=st.booleans())
+    def somebody_writes_the_status_branch(self, meanwhile: bool) -> None:
+        if meanwhile:
+            self.meanwhile.append(self._vandalise)
+        else:
+            self._vandalise()
 
     @rule(count=st.integers(1, 3))
     def stages_fail_for_a_while(self, count: int) -> None:
@@ -205,6 +231,37 @@ class Site(RuleBasedStateMachine):
             self.flaky -= 1
             raise TrainingError("FL5002", "The process died.", cure="It is started again.", transient=True)
 
+    def _watch_writes(self) -> None:
+        for owner, names in ((self.loop.engine.journal, JOURNAL), (self.loop.engine.status, STATUS)):
+            for name in names:
+                setattr(owner, name, partial(self._write, getattr(owner, name)))
+
+    def _write(self, write: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A write of the controller: others do something before it, and it is killed before or after it, if that is due."""
+        meanwhile, self.meanwhile = self.meanwhile, []
+        for act in meanwhile:
+            act()
+        if self.kill_write is not None:
+            left, before = self.kill_write
+            self.kill_write = (left - 1, before) if left > 1 else None
+            if left == 1 and before:
+                raise Killed
+            done = write(*args, **kwargs)
+            if left == 1:
+                raise Killed
+            return done
+        return write(*args, **kwargs)
+
+    def _vandalise(self) -> None:
+        """A commit of somebody else's on the status branch, whatever was there."""
+        origin, ref = self.loop.repos.origin, "refs/heads/status/default"
+        parent = git(origin, "for-each-ref", "--format=%(objectname)", ref)
+        if parent:
+            self.vandals += 1
+            tree = git(origin, "mktree") if self.vandals % 2 else git(origin, "rev-parse", f"{parent}^{{tree}}")
+            git(origin, "update-ref", ref, git(origin, "-c", "user.name=V", "-c", "user.email=v@example.invalid", "commit-tree",
+                                               "-p", parent, "-m", f"Mine {self.vandals}", tree))  # fmt: skip
+
     def _guarded(self, act: object) -> None:
         try:
             act()  # type: ignore[operator]
@@ -214,7 +271,9 @@ class Site(RuleBasedStateMachine):
     def _restart(self) -> None:
         """A new process: all memory is gone, waiting work too. The lease of the dead one is free at once."""
         self.loop.engine.journal.close()
+        self.kill_at = self.kill_write = None
         self.loop.start(f"state-{self.states}")
+        self._watch_writes()
         self.loop.controller.lease.try_acquire()
 
     def _hook(self, rejected: bool) -> None:
@@ -227,7 +286,10 @@ class Site(RuleBasedStateMachine):
 
     def _converges(self) -> None:
         self._hook(False)
-        self.flaky, self.kill_at = 0, None
+        self.flaky, self.kill_at, self.kill_write = 0, None, None
+        for act in self.meanwhile:
+            act()
+        self.meanwhile = []
         for _ in range(4):
             self.loop.clock.now += 2000
             self.loop.controller._publisher.retry()
@@ -235,7 +297,14 @@ class Site(RuleBasedStateMachine):
         loop, world = self.loop, self.loop.world
         commits, actions = loop.commits(), world.actions
         documents = read_documents(loop.engine.status.read())
-        assert documents.keys() == self.declared.keys()
+        # What is to be deleted is in the inventory until no project that might be its heir is left.
+        unread = any(content.invalid for content in self.declared.values())
+        doomed = {name for name, content in self.history if content.delete} - self.declared.keys()
+        waiting = documents.keys() - self.declared.keys()
+        assert self.declared.keys() <= documents.keys()
+        assert waiting <= doomed
+        for name in waiting:
+            assert unread or self._is_used(name), (name, self.declared)
         for name, content in self.declared.items():
             self._is_as_declared(name, content)
         kept = {f"inference-{name}" for name, content in self.declared.items() if self._may_serve(name, content)}
@@ -245,6 +314,11 @@ class Site(RuleBasedStateMachine):
             loop.clock.now += 3000
             loop.settle()
         assert (loop.commits(), world.actions) == (commits, actions), "idle means idle"
+
+    def _is_used(self, name: str) -> bool:
+        """Whether a declared project has the content of a model of another name."""
+        rounds = {content.rounds for declared, content in self.history if declared == name}
+        return any(content.rounds in rounds for content in self.declared.values())
 
     def _may_serve(self, name: str, content: Content) -> bool:
         """What is suspended, invalid, stalled or waiting keeps what it had."""
@@ -274,11 +348,11 @@ class Site(RuleBasedStateMachine):
 
 
 Site.TestCase.settings = settings(
-    max_examples=400 if SOAK else 8,
+    max_examples=size("FLOPS_SOAK_EXAMPLES", short=8, long=400),
     stateful_step_count=40 if SOAK else 20,
     deadline=None,
     derandomize=not SOAK,
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )
-TestSite = pytest.mark.timeout(7200 if SOAK else 300)(Site.TestCase)
+TestSite = pytest.mark.timeout(6 * 3600 if SOAK else 300)(Site.TestCase)

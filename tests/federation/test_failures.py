@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,28 @@ def test_an_aggregator_killed_at_any_time_resumes_to_the_same_model(job: Trainin
     assert caught.value.transient
     assert run(job, **changes).resumed_from >= after
     assert same(job.run_dir, tmp_path / "undisturbed", 6)
+
+
+def test_damaged_checkpoints_are_trained_again_to_the_same_model(job: TrainingJob, run, tmp_path: Path) -> None:
+    """Each record of a half-finished run in turn: what cannot be read counts as not done, and nothing else is lost."""
+    changes = {"strategy_name": "fedyogi", "rounds": 4}
+    run(job, run_dir=tmp_path / "undisturbed", **changes)
+    with pytest.raises(TrainingError):
+        run(job, cancelled=lambda: run.kinds().count("round") > 4 + 2, **changes)
+    half = job.run_dir.rename(tmp_path / "half")
+    records = sorted(path.relative_to(half) for path in half.rglob("0*.*")) + [Path("job.json")]
+    assert len(records) >= 6
+    for number, record in enumerate(records):
+        shutil.copytree(half, job.run_dir)
+        content = (half / record).read_bytes()
+        damage = [content[: len(content) // 2], b"", b"PK\x03\x04" + b"x" * 50, b"[]", content[:-30] + bytes(30)][number % 5]
+        (job.run_dir / record).write_bytes(damage)
+        result = run(job, **changes)
+        assert [item.round for item in result.rounds] == [1, 2, 3, 4], record
+        assert same(job.run_dir, tmp_path / "undisturbed", 4), record
+        (job.run_dir / "result.json").write_bytes(damage)
+        assert len(run(job, **changes).rounds) == 4
+        shutil.rmtree(job.run_dir)
 
 
 def test_a_killed_reconciler_is_followed_by_one_that_goes_on(job: TrainingJob, run, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Kills at random times: every run ends, and with the undisturbed model where every round had the same answers.
 
-Once of each kind here; twenty times in `make soak` (FLOPS_SOAK=1).
+Once of each kind here; twenty times in `make soak` (FLOPS_SOAK_TIMES).
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from reconciler.errors import TrainingError
 from reconciler.federation.training import ClusterShare, TrainingJob, TrainingResult, read_result
 from tests.federation.processes import aggregator_of, cluster_aggregator_of, later, learners_of, rounds_of
 from tests.federation.test_training import same
+from tests.soak.sizes import size
 
-TIMES = 20 if os.environ.get("FLOPS_SOAK") else 1
+TIMES = size("FLOPS_SOAK_TIMES", short=1, long=20)
 CYCLES, ROUNDS = 4, 4
 
 

@@ -137,6 +137,24 @@ def test_a_rejected_run_is_kept_and_marked(tracking: Tracking, record: RecordMak
     assert client.get_run(run_id).data.tags["flops.gate"] == "failed: accuracy is too low"
 
 
+@pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', '{"accuracy": "high"}', "null"])
+def test_tags_that_somebody_edited_are_no_end_of_the_look(
+    tracking: Tracking, record: RecordMaker, client: MlflowClient, text: str
+) -> None:
+    """MLflow's pages let everybody write everything: one such tag must not keep a customer's projects from being seen."""
+    made = record(f"edited {text}")
+    run_id = tracking.record_run(made)
+    for tag in ("flops.metrics", "flops.rejected_gates"):
+        client.set_tag(run_id, tag, text)
+    found = tracking.run_with_digest(made.project, made.customer, made.digest)
+    assert found is not None
+    assert (dict(found.metrics), found.rejected_gates) == ({}, ())
+    tracking.mark_gate_failed(run_id, "a gate", "it is not met")
+    again = tracking.run_with_digest(made.project, made.customer, made.digest)
+    assert again is not None
+    assert again.rejected_gates == ("a gate",)
+
+
 def test_a_link_in_a_model_directory_is_refused_before_it_is_read(
     tracking: Tracking, record: RecordMaker, tmp_path: object
 ) -> None:

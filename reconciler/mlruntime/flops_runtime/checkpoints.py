@@ -61,7 +61,9 @@ class Checkpoints:
             try:
                 result = json.loads(self._path(number, "json").read_bytes())
                 arrays = self.parameters(number)
-            except (OSError, ValueError):
+            except Exception:
+                break  # a damaged archive fails in a dozen ways: a wrong checksum, a wrong length, a version that never was
+            if not _is_result(result, number):
                 break
             results.append(result)
             parameters = arrays
@@ -69,7 +71,7 @@ class Checkpoints:
             try:
                 state = self._read(self._path(len(results), "state.npz"))
                 break
-            except (OSError, ValueError):
+            except Exception:
                 results.pop()
                 parameters = self.parameters(len(results)) if results else {}
         return results, parameters, state
@@ -85,3 +87,10 @@ class Checkpoints:
     def _read(path: Path) -> Arrays:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
+
+
+def _is_result(content: Any, number: int) -> bool:
+    """Whether what was read is the result of this round, with the numbers that later rounds are compared by."""
+    if not isinstance(content, dict) or content.get("round") != number or not isinstance(content.get("metrics"), dict):
+        return False
+    return all(isinstance(value, (int, float)) for name, value in content.items() if name != "metrics")
