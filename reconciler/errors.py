@@ -12,7 +12,7 @@
     ├── StatusError             FL8xxx  the status branch
     ├── WebError                FL93xx  webhooks and the web server
     ├── NotifyError             FL94xx  telling people outside of Git: forges, webhooks of ours
-    ├── SecretError             FL96xx  secrets that settings refer to
+    ├── SecretError             FL95xx, FL96xx  secrets that settings and SLAs refer to
     └── ControllerError         FL9xxx  the loop, the journal, the disk
 
 Every code has one line in `CODES`; `docs/errors.md` is made from it. An error says what happened (`cause`), what to do
@@ -322,6 +322,14 @@ CODES: dict[str, str] = {
     "FL9308": "not an address to listen at",
     "FL9309": "an address at which nothing can listen",
     "FL9310": "an address that others can reach, without a token",
+    # --- FL95xx secrets of projects, decryption, telemetry
+    "FL9501": "a tool that decrypts is not installed",
+    "FL9502": "a secret that cannot be decrypted",
+    "FL9503": "decrypting takes too long",
+    "FL9504": "a decrypted file that is too large",
+    "FL9505": "a secret that a project may not use",
+    "FL9506": "a secret of a project that cannot be had now",
+    "FL9507": "a secret that is too short to be masked",
     # --- FL96xx secrets
     "FL9601": "the variable of a secret is not set",
     "FL9602": "the file of a secret cannot be read",

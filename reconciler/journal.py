@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from reconciler.errors import ControllerError
+from reconciler.redaction import mask, mask_data
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -92,9 +93,10 @@ class Journal:
         stage: str = "",
         data: Mapping[str, Any] | None = None,
     ) -> Event:
-        """Write one event and return it. A journal that cannot be written costs its history, and stops nothing."""
+        """Write one event and return it, without secrets. A journal that cannot be written costs its history, and stops nothing."""
         at = self._clock()
-        row = (at, project, digest, kind, stage, message, orjson.dumps(dict(data or {}), default=str))
+        message, data = mask(message), mask_data(data or {})
+        row = (at, project, digest, kind, stage, message, orjson.dumps(dict(data), default=str))
         number = 0
         with suppress(sqlite3.Error), self._lock, self._db:
             number = int(
@@ -103,7 +105,7 @@ class Journal:
                 ).lastrowid
                 or 0
             )
-        return Event(number, at, project, digest, kind, stage, message, data or {})
+        return Event(number, at, project, digest, kind, stage, message, data)
 
     def begin(self, project: str, digest: str, stage: str, commit: str) -> int:
         """Write the intent to run a stage; the number is for `finish`.
@@ -173,7 +175,9 @@ class Journal:
     def finish(self, intent: int, result: str, message: str, seconds: float) -> None:
         """Write the result of a stage whose intent was written before."""
         with suppress(sqlite3.Error), self._lock, self._db:
-            self._db.execute("UPDATE stages SET seconds=?, result=?, message=? WHERE id=?", (seconds, result, message, intent))
+            self._db.execute(
+                "UPDATE stages SET seconds=?, result=?, message=? WHERE id=?", (seconds, result, mask(message), intent)
+            )
 
     def events(self, project: str = "", *, after: int = 0, limit: int = 1000) -> list[Event]:
         """The newest `limit` events after an id, oldest first; of all projects when `project` is empty."""

@@ -28,7 +28,7 @@ from docker.models.containers import Container
 from requests.exceptions import RequestException
 
 from reconciler.errors import FlopsError
-from reconciler.runtimes.docker_claim import CONTENT, FRONT, Claim, claim_of
+from reconciler.runtimes.docker_claim import CONTENT, FRONT, SECRET, Claim, claim_of
 from reconciler.runtimes.docker_engine import LABEL, SOCKET, SOCKETS, Bind, ContainerSpec, DockerEngine, ending
 
 STOP_SECONDS = 15
@@ -73,7 +73,7 @@ def _start(engine: DockerEngine, order: dict[str, Any], folder: Path) -> tuple[C
             name=f"{order['name']}-{token}",
             image=order["image"],
             command=order["command"],
-            env=order["env"],
+            env={**order["env"], **{name: os.environ[SECRET + name] for name in order.get("secrets", ())}},
             labels={**order["labels"], FRONT: token},
             memory_mb=order["memory_mb"],
             vcpus=order["vcpus"],

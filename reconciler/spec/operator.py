@@ -8,7 +8,8 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_va
 
 from reconciler.spec import rules
 from reconciler.spec.base import Duration, ProjectName, Runtime, Strict
-from reconciler.spec.policy import Policy
+from reconciler.spec.policy import Pattern, Policy
+from reconciler.spec.secret_ref import SecretRef
 
 
 class FederationConfig(Strict):
@@ -75,6 +76,14 @@ class ImagesConfig(Strict):
     )
 
 
+class ProjectSecret(Strict):
+    """A secret that projects may use by name in deployment.environment, if `policy.secrets` allows it."""
+
+    secret_ref: SecretRef = Field(description="Where it is.")
+    customers: list[Pattern] | None = Field(None, max_length=100, description="Customers that may use it; all when left out.")
+    version: str = Field("", max_length=100, description="Change it when the secret was changed: servers that use it are renewed.")
+
+
 class OperatorConfig(Strict):
     """`flops.yaml`: the operator's settings."""
 
@@ -98,6 +107,9 @@ class OperatorConfig(Strict):
     allow_empty: bool = Field(False, description="Allow a commit that removes every project.")
     data_directories: dict[str, str] = Field(default_factory=dict, description="Directories of data files by tag.")
     policy: Policy = Field(default_factory=Policy, description="What tenants may do.")
+    secrets: dict[ProjectName, ProjectSecret] = Field(
+        default_factory=dict, max_length=1000, description="Secrets for projects, by name."
+    )
     federations: dict[ProjectName, FederationConfig] = Field(
         default_factory=dict, max_length=100, description="Federations of nodes, by name."
     )
