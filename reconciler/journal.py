@@ -19,6 +19,8 @@ import orjson
 from reconciler.errors import ControllerError
 from reconciler.redaction import mask, mask_data
 
+_ENDLESS = 2**63 - 1
+_EVENT = "SELECT id, at, project, digest, kind, stage, message, data FROM events"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
   id INTEGER PRIMARY KEY, at REAL NOT NULL, project TEXT NOT NULL, digest TEXT NOT NULL, kind TEXT NOT NULL,
@@ -181,16 +183,27 @@ class Journal:
 
     def events(self, project: str = "", *, after: int = 0, limit: int = 1000) -> list[Event]:
         """The newest `limit` events after an id, oldest first; of all projects when `project` is empty."""
+        query = f"{_EVENT} WHERE id > ? AND (? = '' OR project = ?) ORDER BY id DESC LIMIT ?"
+        return [_event(row) for row in self._rows(query, after, project, project, limit)[::-1]]
+
+    def page(self, project: str, *, after: int = -1, before: int = -1, limit: int) -> list[Event]:
+        """At most `limit` events of a project, oldest first: the next ones after an id, else the newest ones before one."""
+        if after >= 0:
+            query = f"{_EVENT} WHERE project = ? AND id > ? ORDER BY id LIMIT ?"
+            found = self._rows(query, project, after, limit)
+        else:
+            query = f"{_EVENT} WHERE project = ? AND id < ? ORDER BY id DESC LIMIT ?"
+            found = self._rows(query, project, before if before >= 0 else _ENDLESS, limit)[::-1]
+        return [_event(row) for row in found]
+
+    def stage_page(self, project: str, *, before: int = -1, limit: int) -> list[tuple[int, StageRecord]]:
+        """At most `limit` runs of stages of a project with their ids, oldest first: the newest ones before an id."""
         query = (
-            "SELECT * FROM (SELECT id, at, project, digest, kind, stage, message, data FROM events "
-            "WHERE id > ? AND (? = '' OR project = ?) ORDER BY id DESC LIMIT ?) ORDER BY id"
+            "SELECT id, project, digest, stage, commit_id, started, seconds, result, COALESCE(message, '') "
+            "FROM stages WHERE project = ? AND id < ? ORDER BY id DESC LIMIT ?"
         )
-        with self._lock:
-            rows = self._db.execute(query, (after, project, project, limit)).fetchall()
-        return [
-            Event(number, at, name, digest, kind, stage, message, orjson.loads(data))
-            for number, at, name, digest, kind, stage, message, data in rows
-        ]
+        rows = self._rows(query, project, before if before >= 0 else _ENDLESS, limit)
+        return [(int(row[0]), StageRecord(*row[1:])) for row in rows[::-1]]
 
     def stages(self, project: str, digest: str = "") -> list[StageRecord]:
         """Every run of a stage of a project, oldest first."""
@@ -198,13 +211,15 @@ class Journal:
             "SELECT project, digest, stage, commit_id, started, seconds, result, COALESCE(message, '') FROM stages "
             "WHERE project = ? AND (? = '' OR digest = ?) ORDER BY id"
         )
-        with self._lock:
-            rows = self._db.execute(query, (project, digest, digest)).fetchall()
-        return [StageRecord(*row) for row in rows]
+        return [StageRecord(*row) for row in self._rows(query, project, digest, digest)]
 
     def close(self) -> None:
         """Close the connection; the journal cannot be used after that."""
         self._db.close()
+
+    def _rows(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
 
     def _open(self, path: Path) -> sqlite3.Connection:
         try:
@@ -222,6 +237,11 @@ class Journal:
                     f"The journal {path.name} cannot be opened: {error}.",
                     cure="Check that its directory is writable.",
                 ) from error
+
+
+def _event(row: tuple[Any, ...]) -> Event:
+    number, at, project, digest, kind, stage, message, data = row
+    return Event(number, at, project, digest, kind, stage, message, orjson.loads(data))
 
 
 def _connect(path: Path) -> sqlite3.Connection:

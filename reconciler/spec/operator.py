@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -76,6 +76,33 @@ class ImagesConfig(Strict):
     )
 
 
+class WebToken(Strict):
+    """A token for the API of `flops serve`."""
+
+    name: ProjectName = Field(description="Whose it is.")
+    role: Literal["viewer", "operator"] = Field(description="viewer: reads; operator: may also say look and try again.")
+    secret_ref: SecretRef = Field(description="Where it is; at least 16 characters.")
+
+
+class WebConfig(Strict):
+    """What `flops serve --listen` asks of those who come."""
+
+    webhook_secret: SecretRef | None = Field(
+        None, description="Secret that forges sign webhooks with; FLOPS_WEBHOOK_SECRET when left out."
+    )
+    tokens: list[WebToken] = Field(
+        default_factory=list, max_length=100, description="Tokens of the API; FLOPS_WEB_TOKEN is a viewer's."
+    )
+
+    @field_validator("tokens")
+    @classmethod
+    def _names(cls, value: list[WebToken]) -> list[WebToken]:
+        names = [item.name for item in value]
+        if len(set(names)) != len(names):
+            raise rules.broken("has two tokens of one name", "Give each a name of its own.")
+        return value
+
+
 class ProjectSecret(Strict):
     """A secret that projects may use by name in deployment.environment, if `policy.secrets` allows it."""
 
@@ -107,6 +134,7 @@ class OperatorConfig(Strict):
     allow_empty: bool = Field(False, description="Allow a commit that removes every project.")
     data_directories: dict[str, str] = Field(default_factory=dict, description="Directories of data files by tag.")
     policy: Policy = Field(default_factory=Policy, description="What tenants may do.")
+    web: WebConfig = Field(default_factory=WebConfig, description="The web server of `flops serve`.")
     secrets: dict[ProjectName, ProjectSecret] = Field(
         default_factory=dict, max_length=1000, description="Secrets for projects, by name."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -73,7 +74,7 @@ def test_secrets_reach_the_server_and_no_file(runtime: ProcessRuntime, spec: Mak
     assert json.loads(get(service.address, "/env"))["DATABASE"] == CANARY
     get(service.address, "/print")
     until(lambda: '"DATABASE": "***"' in "".join(runtime.logs("demo")))
-    with pytest.raises(OSError):
+    with pytest.raises(http.client.RemoteDisconnected):
         get(service.address, "/die")
     until(lambda: observed(runtime).healthy and observed(runtime).restarts == 1)
     assert json.loads(get(service.address, "/env"))["DATABASE"] == CANARY  # the supervisor remembers it
