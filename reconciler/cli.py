@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from reconciler.errors import FlopsError, SpecErrors
+from reconciler.redaction import guard_output
 
 app = typer.Typer(
     name="flops",
@@ -383,7 +384,8 @@ def init(
 
 
 def main() -> None:
-    """Entry point of `flops`: errors become one sentence and exit code 2."""
+    """Entry point of `flops`: errors become one sentence and exit code 2, and nothing is printed with a secret in it."""
+    guard_output()
     try:
         app()
     except (FlopsError, SpecErrors) as error:

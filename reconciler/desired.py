@@ -19,7 +19,7 @@ from reconciler.digests import digest_of, flatten
 from reconciler.errors import FlopsError, SourceError, SpecError, SpecErrors, Where
 from reconciler.federation.data import DataCatalog
 from reconciler.plan import DesiredProject
-from reconciler.policy import Asked, violations
+from reconciler.policy import Asked, secret_refused, violations
 from reconciler.runtime_version import TRAINING_VERSION, mlruntime_digest
 from reconciler.schedule import Schedules
 from reconciler.source import MLRepoRevision, MLRepos, ProjectFiles, Snapshot
@@ -96,6 +96,7 @@ class DesiredState:
         config = config or OperatorConfig()
         self._allow_file_urls, self._images = config.allow_file_urls, config.images
         self._placement = config.runtime
+        self._secrets, self._secret_policy = config.secrets, config.policy
         self._clock, self._schedules = clock, Schedules()
         self._policy = config.policy if config.policy != Policy() else None
         self._parsed: dict[str, Parsed | Problems] = {}
@@ -154,6 +155,8 @@ class DesiredState:
         sla = parsed.sla
         try:
             self._check_url(name, sla)
+            if refused := secret_refused(self._secret_policy, self._secrets, sla, snapshot.projects[name].path):
+                raise refused
             revision = self._revision(snapshot, sla, record.get("ml_repo"), inside)
             versions = self._data(parsed, data)
             plans = self._build_plans(snapshot, snapshot.projects[name])
@@ -201,6 +204,8 @@ class DesiredState:
             training[schedule.INPUT] = tick
         image = self._image(sla, plans)
         serving = dict(flatten(deployment_spec(sla))) | {"runtime": mlruntime_digest()}
+        used = set(sla.deployment.secrets().values()) if sla.deployment else set()
+        serving |= {f"secret.{item}": self._secrets[item].version for item in used if self._secrets[item].version}
         if (sla.runtime or self._placement) == "docker":
             # A container is what its image is; a process is not touched by it.
             serving |= {"placement": "docker", "image": digest_of(image)}

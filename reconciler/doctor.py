@@ -22,15 +22,17 @@ from pathlib import Path
 import httpx
 
 from reconciler.environments.interpreters import interpreters
-from reconciler.errors import FlopsError, SpecErrors
+from reconciler.errors import FlopsError, SecretError, SpecErrors
 from reconciler.images.reference import Reference
 from reconciler.images.registry import Registry
 from reconciler.lease import holder_is_dead
 from reconciler.notify.targets import look_at
+from reconciler.redaction import MIN_LENGTH
 from reconciler.runtime_version import mlruntime_dir
 from reconciler.runtimes.docker import uses_containers
 from reconciler.runtimes.docker_engine import DockerEngine
 from reconciler.runtimes.docker_leftovers import leftovers
+from reconciler.secrets import resolve
 from reconciler.source import GitRepo, command
 from reconciler.source.git import REMOTE
 from reconciler.spec import OperatorConfig
@@ -105,6 +107,7 @@ class Doctor:
             ("registry", self._registry),
             ("ports", self._ports),
             ("sandbox", self._sandbox),
+            ("secrets", self._secrets),
         )
 
     def _safely(self, name: str, check: Check) -> Finding:
@@ -264,6 +267,17 @@ class Doctor:
             cure = "Give its account the right to write statuses and comments."
             return Finding(f"notify {target.name}", Level.WARN, f"{told.text}; the token may not write.", "FL9403", cure)
         return Finding(f"notify {target.name}", Level.OK, told.text)
+
+    def _secrets(self) -> Finding:
+        for name, secret in self.config.secrets.items():
+            try:
+                value = resolve(secret.secret_ref, environ=os.environ).reveal()
+            except SecretError as error:
+                return Finding("secrets", Level.FAIL, f"{name}: {error.cause}", error.code, error.cure)
+            if len(value) < MIN_LENGTH:
+                cause = f"{name} has fewer than {MIN_LENGTH} characters: it could be guessed, and not be masked."
+                return Finding("secrets", Level.FAIL, cause, "FL9507", "Make a longer one.")
+        return Finding("secrets", Level.OK, f"{len(self.config.secrets)} for projects, all of them there")
 
     def _sandbox(self) -> Finding:
         # The ML runtime's code never runs in this process.

@@ -18,12 +18,15 @@ import psutil
 from reconciler.actors import Actors
 from reconciler.budget import Budget
 from reconciler.environments import Environment, EnvironmentStore, Lock
-from reconciler.errors import TrackingError, TrainingError
+from reconciler.errors import SecretError, TrackingError, TrainingError
 from reconciler.federation.data import DataCatalog
 from reconciler.images.store import ImageStore, ProjectImage
 from reconciler.journal import Journal
+from reconciler.policy import allows
+from reconciler.redaction import MIN_LENGTH, learn_environment
 from reconciler.runtimes.docker import ACTORS, SERVICES, DockerRuntime, uses_containers
 from reconciler.runtimes.model import Runtime, ServiceSpec
+from reconciler.secrets import resolve
 from reconciler.source import GitRepo, MLRepos
 from reconciler.source.nodes import read_nodes
 from reconciler.spec import OperatorConfig, load_operator_config
@@ -175,6 +178,28 @@ class Engine:
         nodes = declared(read_nodes(self.repo.path, commit), name)
         return Federation(name, config, nodes, self.state / "federations" / name, self.runtime, instance=self.config.instance)
 
+    def secret(self, customer: str, name: str) -> str:
+        """The value of a secret for a project of a customer, read anew each time.
+
+        Raises SecretError: FL9505 when policy does not allow it, FL9507 when it is too short, FL9506 (transient) when it cannot be
+        had.
+        """
+        known, cure = self.config.secrets.get(name), "Ask the operator: `secrets` and `policy` in flops.yaml decide."
+        if known is None or not allows(self.config.policy.secrets, name) or not allows(known.customers, customer):
+            raise SecretError("FL9505", f"The secret {name!r} may not be used by {customer}.", cure=cure)
+        try:
+            value = resolve(known.secret_ref, environ=os.environ).reveal()
+        except SecretError as error:
+            # Where it is, is the operator's business: `flops doctor` says it.
+            cause = f"The secret {name!r} cannot be had ({error.code})."
+            raise SecretError(
+                "FL9506", cause, cure="Ask the operator to run `flops doctor`; it is tried again.", transient=True
+            ) from None
+        if len(value) < MIN_LENGTH:
+            cause = f"The secret {name!r} has fewer than {MIN_LENGTH} characters: it could be guessed, and not be masked."
+            raise SecretError("FL9507", cause, cure="Ask the operator for a longer one.")
+        return value
+
     def tools(self) -> Tools:
         """What the stages may use."""
         return Tools(
@@ -194,6 +219,7 @@ class Engine:
             instance=self.config.instance,
             clock=time.monotonic,
             federation=self.federation,
+            secret=self.secret,
         )
 
 
@@ -211,6 +237,7 @@ def read_config(repo_dir: Path) -> OperatorConfig:
 
 def open_engine(repo_dir: Path, state: Path | None = None) -> Engine:
     """Put an engine together; starts nothing."""
+    learn_environment(os.environ)
     repo = GitRepo(repo_dir)
     config = read_config(repo_dir)
     state = (state or repo_dir / ".flops").resolve()

@@ -12,7 +12,7 @@
     ├── StatusError             FL8xxx  the status branch
     ├── WebError                FL93xx  webhooks and the web server
     ├── NotifyError             FL94xx  telling people outside of Git: forges, webhooks of ours
-    ├── SecretError             FL96xx  secrets that settings refer to
+    ├── SecretError             FL95xx, FL96xx  secrets that settings and SLAs refer to
     └── ControllerError         FL9xxx  the loop, the journal, the disk
 
 Every code has one line in `CODES`; `docs/errors.md` is made from it. An error says what happened (`cause`), what to do
@@ -334,6 +334,27 @@ CODES: dict[str, str] = {
     "FL9308": "not an address to listen at",
     "FL9309": "an address at which nothing can listen",
     "FL9310": "an address that others can reach, without a token",
+    # --- FL932x the API
+    "FL9320": "nothing at an address",
+    "FL9321": "a method that an address does not take",
+    "FL9322": "a parameter that is not taken",
+    "FL9323": "a token of the wrong role",
+    "FL9324": "no such project",
+    "FL9325": "an address that is too long",
+    "FL9326": "nothing to try again",
+    "FL9327": "a web token that can be guessed",
+    "FL9328": "the loop has no answers yet",
+    "FL9329": "a server for loopback that was asked for by another name",
+    "FL9330": "an error of the web server itself",
+    "FL9331": "a body that takes too long",
+    # --- FL95xx secrets of projects, decryption, telemetry
+    "FL9501": "a tool that decrypts is not installed",
+    "FL9502": "a secret that cannot be decrypted",
+    "FL9503": "decrypting takes too long",
+    "FL9504": "a decrypted file that is too large",
+    "FL9505": "a secret that a project may not use",
+    "FL9506": "a secret of a project that cannot be had now",
+    "FL9507": "a secret that is too short to be masked",
     # --- FL94xx telling people outside of Git
     "FL9401": "a forge whose API or repository is not known",
     "FL9402": "a forge or webhook that does not answer",

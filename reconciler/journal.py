@@ -17,7 +17,9 @@ from typing import Any
 import orjson
 
 from reconciler.errors import ControllerError
+from reconciler.redaction import mask, mask_data
 
+_ENDLESS = 2**63 - 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
   id INTEGER PRIMARY KEY, at REAL NOT NULL, project TEXT NOT NULL, digest TEXT NOT NULL, kind TEXT NOT NULL,
@@ -35,6 +37,7 @@ _READ = {
     "stages": "project, digest, stage, commit_id, started, seconds, result, COALESCE(message, '')",
     "lease": "token, holder, beat",
 }
+_EVENT = f"SELECT {_READ['events']} FROM events"  # noqa: S608 – our own names
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
@@ -98,9 +101,10 @@ class Journal:
         stage: str = "",
         data: Mapping[str, Any] | None = None,
     ) -> Event:
-        """Write one event and return it. A journal that cannot be written costs its history, and stops nothing."""
+        """Write one event and return it, without secrets. A journal that cannot be written costs its history, and stops nothing."""
         at = self._clock()
-        row = (at, project, digest, kind, stage, message, orjson.dumps(dict(data or {}), default=str))
+        message, data = mask(message), mask_data(data or {})
+        row = (at, project, digest, kind, stage, message, orjson.dumps(dict(data), default=str))
         number = 0
         with suppress(sqlite3.Error), self._lock, self._db:
             number = int(
@@ -109,7 +113,7 @@ class Journal:
                 ).lastrowid
                 or 0
             )
-        return Event(number, at, project, digest, kind, stage, message, data or {})
+        return Event(number, at, project, digest, kind, stage, message, data)
 
     def begin(self, project: str, digest: str, stage: str, commit: str) -> int:
         """Write the intent to run a stage; the number is for `finish`.
@@ -191,29 +195,46 @@ class Journal:
     def finish(self, intent: int, result: str, message: str, seconds: float) -> None:
         """Write the result of a stage whose intent was written before."""
         with suppress(sqlite3.Error), self._lock, self._db:
-            self._db.execute("UPDATE stages SET seconds=?, result=?, message=? WHERE id=?", (seconds, result, message, intent))
+            self._db.execute(
+                "UPDATE stages SET seconds=?, result=?, message=? WHERE id=?", (seconds, result, mask(message), intent)
+            )
 
     def events(self, project: str = "", *, after: int = 0, limit: int = 1000) -> list[Event]:
         """The newest `limit` events after an id, oldest first; of all projects when `project` is empty.
 
         Raises ControllerError FL9014.
         """
-        query = (
-            f"SELECT * FROM (SELECT {_READ['events']} FROM events "  # noqa: S608 – our own names
-            "WHERE id > ? AND (? = '' OR project = ?) ORDER BY id DESC LIMIT ?) ORDER BY id"
-        )
-        rows = self._rows(query, (after, project, project, limit))
-        return [
-            Event(number, at, name, digest, kind, stage, message, _data(data))
-            for number, at, name, digest, kind, stage, message, data in rows
-        ]
+        query = f"{_EVENT} WHERE id > ? AND (? = '' OR project = ?) ORDER BY id DESC LIMIT ?"
+        return [_event(row) for row in self._rows(query, after, project, project, limit)[::-1]]
+
+    def page(self, project: str, *, after: int = -1, before: int = -1, limit: int) -> list[Event]:
+        """At most `limit` events of a project, oldest first: the next ones after an id, else the newest ones before one.
+
+        Raises ControllerError FL9014.
+        """
+        if after >= 0:
+            query = f"{_EVENT} WHERE project = ? AND id > ? ORDER BY id LIMIT ?"
+            found = self._rows(query, project, after, limit)
+        else:
+            query = f"{_EVENT} WHERE project = ? AND id < ? ORDER BY id DESC LIMIT ?"
+            found = self._rows(query, project, before if before >= 0 else _ENDLESS, limit)[::-1]
+        return [_event(row) for row in found]
+
+    def stage_page(self, project: str, *, before: int = -1, limit: int) -> list[tuple[int, StageRecord]]:
+        """At most `limit` runs of stages of a project with their ids, oldest first: the newest ones before an id.
+
+        Raises ControllerError FL9014.
+        """
+        query = f"SELECT id, {_READ['stages']} FROM stages WHERE project = ? AND id < ? ORDER BY id DESC LIMIT ?"  # noqa: S608
+        rows = self._rows(query, project, before if before >= 0 else _ENDLESS, limit)
+        return [(int(row[0]), StageRecord(*row[1:])) for row in rows[::-1]]
 
     def stages(self, project: str, digest: str = "") -> list[StageRecord]:
         """Every run of a stage of a project, oldest first. Raises ControllerError FL9014."""
         query = f"SELECT {_READ['stages']} FROM stages WHERE project = ? AND (? = '' OR digest = ?) ORDER BY id"  # noqa: S608
-        return [StageRecord(*row) for row in self._rows(query, (project, digest, digest))]
+        return [StageRecord(*row) for row in self._rows(query, project, digest, digest)]
 
-    def _rows(self, query: str, values: tuple[str | int, ...]) -> list[tuple[Any, ...]]:
+    def _rows(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         try:
             with self._lock:
                 return self._db.execute(query, values).fetchall()
@@ -269,6 +290,11 @@ def _data(content: Any) -> Mapping[str, Any]:
     except orjson.JSONDecodeError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _event(row: tuple[Any, ...]) -> Event:
+    number, at, project, digest, kind, stage, message, data = row
+    return Event(number, at, project, digest, kind, stage, message, _data(data))
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -1,7 +1,7 @@
 """The ledger: every project's status document as the loop has decided it, written on transitions only.
 
 It is what the next look reads (which content stalled, what was worked on last), so that deciding never waits for publishing. The
-status branch is its copy; it is read once, at the start.
+status branch is its copy; it is read once, at the start. Nothing gets into it unmasked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from reconciler.conditions import Reason
 from reconciler.execution import Ending, Execution
 from reconciler.looking import ProjectView
 from reconciler.plan import Change, ProjectPlan
+from reconciler.redaction import mask_data
 from reconciler.statusdoc import Document, condition, same
 
 
@@ -57,7 +58,8 @@ class Ledger:
             self.forget(name)  # until here it was the inventory
         if desired is not None and name in self.documents:
             before = self.documents[name]
-            self.documents[name] = project_status.facts(before, desired.serving_digest, desired.training, done.execution)
+            made = project_status.facts(before, desired.serving_digest, desired.training, done.execution)
+            self.documents[name] = mask_data(made)
 
     def finished(self, view: ProjectView, key: str, done: Finished) -> None:
         """The document after finished work; `view` is of a look after it, `key` that of what is declared now."""
@@ -94,7 +96,7 @@ class Ledger:
         self.documents = dict(documents)
 
     def _set(self, name: str, document: Document) -> None:
-        before = self.documents.get(name)
+        before, document = self.documents.get(name), mask_data(document)
         if before is None or not same(before, document):
             self.documents[name] = document
             self.dirty = True

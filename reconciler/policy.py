@@ -5,13 +5,14 @@ Texts name the rule that is broken and the operator's file, never what a file ho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from reconciler.errors import SpecError, Where
 from reconciler.plan import DEPLOY_STEP
 from reconciler.spec import ProjectSLA
+from reconciler.spec.operator import ProjectSecret
 from reconciler.spec.policy import Limits, Policy
 
 ASK = "Ask the operator: `policy` in flops.yaml decides."
@@ -55,6 +56,16 @@ def violations(policy: Policy, asked: Iterable[Asked]) -> dict[str, SpecError]:
         if error is not None:
             found[item.name] = error
     return found
+
+
+def secret_refused(policy: Policy, secrets: Mapping[str, ProjectSecret], sla: ProjectSLA, path: str) -> SpecError | None:
+    """Why a project may not use a secret that it names. It is not told which secrets there are."""
+    for variable, name in (sla.deployment.secrets() if sla.deployment else {}).items():
+        known = secrets.get(name)
+        if known is None or not allows(policy.secrets, name) or not allows(known.customers, sla.customer_id):
+            cause = f"{variable} refers to the secret {name!r}, which this project may not use, or which there is not."
+            return SpecError("FL9505", cause, cure=ASK, where=Where(path))
+    return None
 
 
 def _alone(policy: Policy, item: Asked) -> SpecError | None:

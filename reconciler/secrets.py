@@ -9,7 +9,9 @@ import os
 import stat
 from collections.abc import Mapping
 
+from reconciler import decryption
 from reconciler.errors import SecretError
+from reconciler.redaction import learn
 from reconciler.spec.secret_ref import SecretRef
 
 MAX_BYTES = 64 * 1024
@@ -44,8 +46,10 @@ class Secret:
 def resolve(ref: SecretRef, *, environ: Mapping[str, str]) -> Secret:
     """The secret that a reference names, without the newline at its end.
 
+    From here on it is masked in everything that is written or shown.
+
     Raises SecretError: FL9601 for a variable that is not set, FL9602 for a file that cannot be read, FL9603 for a secret that is
-    empty, too large or no text.
+    empty, too large or no text, FL9501 to FL9504 for one that cannot be decrypted.
     """
     if ref.env is not None:
         if ref.env not in environ:
@@ -54,10 +58,18 @@ def resolve(ref: SecretRef, *, environ: Mapping[str, str]) -> Secret:
             )
         return _checked(environ[ref.env], ref)
     try:
-        return _checked(_read(ref.file or "").decode(), ref)
+        return _checked(_content(ref, environ).decode(), ref)
     except UnicodeDecodeError:
         # Not chained: the error of the decoder holds the bytes.
         raise _unusable(ref, "is not UTF-8") from None
+
+
+def _content(ref: SecretRef, environ: Mapping[str, str]) -> bytes:
+    if ref.sops is not None:
+        return decryption.sops(ref.sops, ref.key or "", environ=environ, most=MAX_BYTES)
+    if ref.age is not None:
+        return decryption.age(ref.age, environ=environ, most=MAX_BYTES)
+    return _read(ref.file or "")
 
 
 def _read(path: str) -> bytes:
@@ -81,6 +93,7 @@ def _checked(text: str, ref: SecretRef) -> Secret:
         raise _unusable(ref, f"is larger than {MAX_BYTES:,} bytes")
     if not value.strip():
         raise _unusable(ref, "is empty")
+    learn(value)
     return Secret(value)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.engine import cache_directory
+from reconciler.redaction import REDACTION
 from tests.engine import base_layout, base_rootfs, engine, registry, start_registry
 
 __all__ = ["base_layout", "base_rootfs", "engine", "registry", "start_registry"]  # fixtures for every test
@@ -66,12 +67,13 @@ def shared_cache() -> Path:
 
 @pytest.fixture(autouse=True)
 def environment_as_it_was() -> Iterator[None]:
-    """No test leaves a variable to the next one; `mlflow.set_tracking_uri` sets one, for instance."""
-    before = dict(os.environ)
+    """No test leaves a variable, or a secret to mask, to the next one; `mlflow.set_tracking_uri` sets one, for instance."""
+    before, known = dict(os.environ), REDACTION.snapshot()
     yield
     if dict(os.environ) != before:
         os.environ.clear()
         os.environ.update(before)
+    REDACTION.restore(known)
 
 
 class SmallDisk:

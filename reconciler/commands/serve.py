@@ -12,12 +12,16 @@ from rich.console import Console
 
 from reconciler.console import CycleConsole
 from reconciler.controller import Controller
-from reconciler.engine import open_engine
+from reconciler.engine import open_engine, read_config
 from reconciler.events import Listener, Observer
 from reconciler.logs import JsonLog
 from reconciler.publishing import Publisher
+from reconciler.redaction import learn
 from reconciler.running import tidy
+from reconciler.secrets import resolve
+from reconciler.spec.operator import WebConfig
 from reconciler.triggers.files import RefWatch, folders_to_watch
+from reconciler.web.access import open_access
 from reconciler.web.app import make_app
 from reconciler.web.metrics import Metrics
 from reconciler.web.server import WebServer, checked_address
@@ -27,12 +31,13 @@ from reconciler.web.webhooks import checked_secret
 def serve(repo: Path, state: Path | None, console: Console, *, listen: str, as_json: bool, verbose: bool) -> int:
     """Run until SIGTERM or SIGINT; SIGHUP says "look".
 
-    `FLOPS_WEBHOOK_SECRET` lets webhooks in; `FLOPS_WEB_TOKEN` is needed to listen off loopback, and asked for by metrics then.
+    `web.webhook_secret` of flops.yaml or `FLOPS_WEBHOOK_SECRET` lets webhooks in; `web.tokens` or `FLOPS_WEB_TOKEN` is needed to
+    listen off loopback, and asked for by everything but health then.
     """
-    token = os.environ.get("FLOPS_WEB_TOKEN", "")
-    given = os.environ.get("FLOPS_WEBHOOK_SECRET")
-    secret = checked_secret(given) if given is not None else None
-    address = checked_address(listen, token) if listen else None
+    web = read_config(repo).web
+    secret = _webhook_secret(web)
+    access = open_access(web.tokens, os.environ.get("FLOPS_WEB_TOKEN", ""), environ=os.environ)
+    address = checked_address(listen, closed=access.closed) if listen else None
     engine = open_engine(repo, state)
     with ExitStack() as stack:
         screen: Listener = JsonLog() if as_json else stack.enter_context(CycleConsole(console, verbose=verbose))
@@ -50,10 +55,21 @@ def serve(repo: Path, state: Path | None, console: Console, *, listen: str, as_j
         if watch.error:
             observer.tell("", "warning", f"file events cannot be had, so commits are seen by the poll alone: {watch.error}")
         if address:
-            app = make_app(controller, metrics, branch=engine.config.branch, secret=secret, token=token)
+            app = make_app(controller, engine.journal, metrics, branch=engine.config.branch, secret=secret, access=access)
             server = stack.enter_context(WebServer(app, *address))
             observer.tell("", "serve", f"webhooks, metrics and health at {address[0]}:{server.port}")
         observer.tell("", "serve", f"serving {engine.config.branch} as instance {engine.config.instance}")
         controller.serve()
         observer.tell("", "serve", "stopped; services stay up")
     return 0
+
+
+def _webhook_secret(web: WebConfig) -> bytes | None:
+    """The secret of flops.yaml, else that of the environment; None without one. Raises WebError, SecretError."""
+    given = (
+        resolve(web.webhook_secret, environ=os.environ).reveal() if web.webhook_secret else os.environ.get("FLOPS_WEBHOOK_SECRET")
+    )
+    if given is None:
+        return None
+    learn(given.strip())
+    return checked_secret(given)

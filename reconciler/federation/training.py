@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from reconciler.errors import TrainingError, Where
 from reconciler.federation.launching import Launch, Link, LocalProcess
+from reconciler.redaction import REDACTION, Stream, mask
 
 _LOG_LIMIT = 4 << 20
 _EVENTS_LIMIT = 64 * 1024 * 1024
@@ -264,6 +265,7 @@ class _Child:
             selector.register(self._events, selectors.EVENT_READ)
             selector.register(output, selectors.EVENT_READ)
             buffer = b""
+            said = Stream(REDACTION)
             asked = 0.0
             while True:
                 if time.monotonic() - asked >= _POLL:
@@ -279,11 +281,11 @@ class _Child:
                     if not chunk:
                         selector.unregister(key.fileobj)
                     if key.fd != self._events:
-                        log.write(chunk)
+                        log.write(said.feed(chunk))
                         continue
                     *lines, buffer = (buffer + chunk).split(b"\n")
                     for line in lines:
-                        record.write(line + b"\n")
+                        record.write(mask(line.decode(errors="replace")).encode() + b"\n")
                         told = _tell(line, on_event) or told
                 if self._events not in {key.fd for key in selector.get_map().values()}:
                     break
@@ -291,7 +293,8 @@ class _Child:
             os.set_blocking(output, False)
             with contextlib.suppress(BlockingIOError):
                 while chunk := os.read(output, 1 << 16):
-                    log.write(chunk)
+                    log.write(said.feed(chunk))
+            log.write(said.flush())
             return self._launched.fault or told
 
     def end(self) -> None:

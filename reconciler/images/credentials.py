@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from reconciler.errors import ImageError
+from reconciler.redaction import learn
 
 HELPER_LIMIT = 30.0
 _TOKEN_USER = "<token>"  # noqa: S105 – a name
@@ -43,6 +44,13 @@ class DockerConfig:
 
     def login(self, host: str) -> Login | None:
         """The login for a registry's host, or None. Raises ImageError FL6141 when a helper fails or the file is damaged."""
+        found = self._find(host)
+        if found is not None:
+            for value in (found.password, found.identity_token, found.basic.removeprefix("Basic ")):
+                learn(value)
+        return found
+
+    def _find(self, host: str) -> Login | None:
         content = self._read()
         helper = _mapping(content.get("credHelpers")).get(host) or content.get("credsStore")
         if helper:

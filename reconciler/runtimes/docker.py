@@ -107,7 +107,7 @@ class DockerRuntime:
 
     def _fronted(self, spec: ServiceSpec, image_id: str) -> tuple[ServiceSpec, str]:
         """The front's process, and the digest of what it is to run."""
-        from reconciler.runtimes.docker_claim import CONTENT
+        from reconciler.runtimes.docker_claim import CONTENT, SECRET
         from reconciler.runtimes.docker_engine import LABEL, OWNER, SOCKET, SOCKETS, owner_of
 
         folder = self._root / spec.name / FRONTS
@@ -128,6 +128,8 @@ class DockerRuntime:
             "vcpus": spec.vcpus,
             "health_path": spec.health_path,
         }
+        if spec.secrets:
+            order["secrets"] = sorted(spec.secrets)
         content = digest_of([order, dict(spec.labels)])
         order["labels"] = {
             **spec.labels,
@@ -140,6 +142,7 @@ class DockerRuntime:
             spec,
             argv=(sys.executable, "-P", "-m", "reconciler.runtimes.docker_front"),
             env={"FLOPS_CONTAINER": json.dumps(order, sort_keys=True)},
+            secrets={SECRET + name: value for name, value in spec.secrets.items()},
             cwd=folder,
             socket="inherited",
             image=None,

@@ -17,6 +17,8 @@ from reconciler.runtimes.docker_engine import DockerEngine
 
 CLAIM, CONTENT = "flops.claim", "flops.spec"
 """Labels: the path of the lock, and the digest of what was asked for."""
+SECRET = "FLOPS_SECRET_"  # noqa: S105 – a prefix
+"""Before the names of variables that a front hands on to its container."""
 _PAUSE = 0.05
 
 

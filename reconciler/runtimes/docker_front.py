@@ -29,7 +29,7 @@ from docker.models.containers import Container
 from requests.exceptions import RequestException
 
 from reconciler.errors import FlopsError
-from reconciler.runtimes.docker_claim import CLAIM, CONTENT, Claim, claim_of
+from reconciler.runtimes.docker_claim import CLAIM, CONTENT, SECRET, Claim, claim_of
 from reconciler.runtimes.docker_engine import LABEL, OWNER, SOCKET, SOCKETS, Bind, ContainerSpec, DockerEngine, ending
 
 STOP_SECONDS = 15
@@ -74,7 +74,7 @@ def _start(engine: DockerEngine, order: dict[str, Any], folder: Path) -> tuple[C
             name=f"{order['name']}-{token}",
             image=order["image"],
             command=order["command"],
-            env=order["env"],
+            env={**order["env"], **{name: os.environ[SECRET + name] for name in order.get("secrets", ())}},
             labels={**order["labels"], CLAIM: str(claim.path)},
             memory_mb=order["memory_mb"],
             vcpus=order["vcpus"],

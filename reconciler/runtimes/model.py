@@ -28,6 +28,9 @@ class ServiceSpec:
     listens on that Unix socket and has no network at all; else on `container_port` (`{port}`) of all addresses of an internal
     network; `readable` are paths of this machine that it sees, read-only and at the same place. A runtime that knows no images
     refuses such a spec.
+
+    `secrets` are variables too, which are written to no file and masked in the server's log. What they are is no part of what is
+    compared: a service that runs is not renewed for another value alone.
     """
 
     name: str
@@ -35,6 +38,7 @@ class ServiceSpec:
     cwd: Path
     health_path: str
     env: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     port: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     socket: Literal["inherited", "own"] = "inherited"

@@ -76,7 +76,9 @@ class ProcessRuntime:
                 return self._service(folder)
             port = spec.port or self._kept_or_new_port(folder)
             with self._supervisor(folder) as channel:
-                answer = channel.ask({"op": "prepare", "spec": content, "port": port}, spec.start_timeout + STOP_LIMIT)
+                answer = channel.ask(
+                    {"op": "prepare", "spec": content, "secrets": dict(spec.secrets), "port": port}, spec.start_timeout + STOP_LIMIT
+                )
                 if verify is not None:
                     verify(str(answer["address"]))  # when it raises, the connection ends and the supervisor discards
                 channel.ask({"op": "promote"}, START_LIMIT)
@@ -261,7 +263,10 @@ def _holder(port: int) -> str:
 
 def _content(spec: ServiceSpec) -> dict[str, Any]:
     content = {field.name: getattr(spec, field.name) for field in fields(spec)}
-    content |= {"cwd": str(spec.cwd), "env": dict(spec.env), "labels": dict(spec.labels)}
+    # Of secrets the names alone: this is what is written down.
+    content |= {"cwd": str(spec.cwd), "env": dict(spec.env), "labels": dict(spec.labels), "secrets": sorted(spec.secrets)}
+    if not spec.secrets:
+        del content["secrets"]  # what runs without any need not start again for a key that came later
     digest = digest_of(content)
     environment = {name: os.environ[name] for name in _PASSED if name in os.environ} | dict(spec.env)
     return content | {"env": environment, "digest": digest}

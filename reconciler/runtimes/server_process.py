@@ -40,8 +40,11 @@ class Refused(Exception):  # noqa: N818 – an answer to the runtime, not a faul
 class Server:
     """One server process of a spec, on a shared listening socket and a private one."""
 
-    def __init__(self, spec: Spec, folder: Path, shared: socket.socket | None, port: int) -> None:
+    def __init__(
+        self, spec: Spec, folder: Path, shared: socket.socket | None, port: int, secrets: dict[str, str] | None = None
+    ) -> None:
         self.spec = spec
+        self.secrets = secrets or {}
         self.port = port
         self.started_at = 0.0
         self._folder = folder
@@ -50,6 +53,7 @@ class Server:
         self._control: int | None = None
         self._private_port = port
         self._log_from = 0
+        self._masking: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -71,7 +75,7 @@ class Server:
         arguments = [item.replace("{port}", str(self.port)) for item in self.spec["argv"]]
         scratch = self._folder / "tmp"
         scratch.mkdir(exist_ok=True)
-        environment = {"HOME": str(scratch), "TMPDIR": str(scratch)} | self.spec["env"] | {MARK: str(self._folder)}
+        environment = {"HOME": str(scratch), "TMPDIR": str(scratch)} | self.spec["env"] | self.secrets | {MARK: str(self._folder)}
         log = self._folder / "service.log"
         with contextlib.ExitStack() as given:
             fds: list[int] = []
@@ -85,10 +89,13 @@ class Server:
             out = given.enter_context(log.open("ab"))
             self._log_from = out.tell()
             self._process = await asyncio.create_subprocess_exec(
-                *arguments, cwd=self.spec["cwd"], env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=out,
-                stderr=out, pass_fds=fds, start_new_session=True, preexec_fn=_die_with_parent,
+                *arguments, cwd=self.spec["cwd"], env=environment, stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE if self.secrets else out, stderr=asyncio.subprocess.STDOUT,
+                pass_fds=fds, start_new_session=True, preexec_fn=_die_with_parent,
             )  # fmt: skip
         self.started_at = time.time()
+        if self._process.stdout is not None:
+            self._masking = asyncio.create_task(self._mask(self._process.stdout))
 
     async def wait_healthy(self) -> None:
         """Wait until the server answers its health check. Raises Refused when it ends or takes too long."""
@@ -99,8 +106,10 @@ class Server:
             if await self.healthy(min(left, 2.0)):
                 return
             if self._process is not None and self._process.returncode is not None:
+                await self.log_written()
                 raise Refused("FL7002", f"the server ended with {self._process.returncode} before it was ready", self.log())
             await asyncio.sleep(0.02)
+        await self.log_written(0.0)
         raise Refused("FL7003", f"the server was not ready after {limit:.0f} s", self.log())
 
     async def healthy(self, limit: float) -> bool:
@@ -154,6 +163,26 @@ class Server:
         """End the whole process group now."""
         self._signal(signal.SIGKILL)
         self._close_control()
+
+    async def log_written(self, patience: float = 1.0) -> None:
+        """Wait until what an ended process wrote is in the log: a child of it may hold its output open."""
+        if self._masking is not None:
+            await asyncio.wait({self._masking}, timeout=patience)
+
+    async def _mask(self, output: asyncio.StreamReader) -> None:
+        """Write the server's output to its log without its secrets."""
+        from reconciler.redaction import Redactor, Stream  # most services have none: their supervisors stay small
+
+        redactor = Redactor()
+        for value in self.secrets.values():
+            redactor.learn(value)
+        stream = Stream(redactor)
+        with (self._folder / "service.log").open("ab", buffering=0) as log:
+            while chunk := await output.read(1 << 16):
+                with contextlib.suppress(OSError):  # a full disk ends no server
+                    log.write(stream.feed(chunk))
+            with contextlib.suppress(OSError):
+                log.write(stream.flush())
 
     def log(self) -> str:
         """The end of what this process wrote."""

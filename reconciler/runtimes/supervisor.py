@@ -6,7 +6,8 @@ memory; and answers the runtime over `DIR/control.sock`, one JSON line each way.
 
 Invariants: what is current is in `spec.json` and `state.json` before anybody is told; a version that is prepared but not
 promoted when its connection closes is discarded, so a runtime that is killed leaves nothing behind; a server whose supervisor
-dies ends (its control pipe closes, the kernel kills it), and what is left of one is ended before the next is started.
+dies ends (its control pipe closes, the kernel kills it), and what is left of one is ended before the next is started. Secrets are
+in this process's memory and in its server's environment, and in no file.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Supervisor:
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         operation = request["op"]
         if operation == "prepare":
-            return await self._prepare(request["spec"], int(request["port"]))
+            return await self._prepare(request["spec"], int(request["port"]), request["secrets"])
         if operation == "promote":
             return await self._promote()
         if operation == "stop":
@@ -105,7 +106,7 @@ class Supervisor:
             return {"ok": True}
         raise Refused("FL7004", f"unknown request {operation!r}")
 
-    async def _prepare(self, spec: Spec, port: int) -> dict[str, Any]:
+    async def _prepare(self, spec: Spec, port: int, secrets: dict[str, str]) -> dict[str, Any]:
         await self._discard()
         if spec["socket"] == "own" or (self._current and self._current.spec["socket"] == "own"):
             # A server that listens by itself has to leave its port before the next one can have it.
@@ -114,7 +115,7 @@ class Supervisor:
                 self._set_health(False, "a new version takes its place")
                 await self._current.retire(replaced=False)
         try:
-            self._next = self._server(spec, port)
+            self._next = self._server(spec, port, secrets)
             await self._next.start()
             await self._next.wait_healthy()
         except BaseException as error:
@@ -169,7 +170,7 @@ class Supervisor:
         """One attempt; the shared socket keeps the clients waiting meanwhile."""
         fresh = None
         try:
-            fresh = self._server(old.spec, old.port)
+            fresh = self._server(old.spec, old.port, old.secrets)
             await fresh.start()
             await fresh.wait_healthy()
         except BaseException as error:
@@ -193,6 +194,7 @@ class Supervisor:
             while True:
                 done, _ = await asyncio.wait({end}, timeout=server.spec["health_interval"])
                 if done:
+                    await server.log_written()
                     return str(Refused("", f"the server ended with {end.result()}", server.log()))
                 if limit and server.memory_mb() > limit:
                     return f"the server took {server.memory_mb():.0f} MB, more than its {limit} MB"
@@ -205,13 +207,13 @@ class Supervisor:
         finally:
             end.cancel()
 
-    def _server(self, spec: Spec, port: int) -> Server:
+    def _server(self, spec: Spec, port: int, secrets: dict[str, str]) -> Server:
         if spec["socket"] == "own":
             listen(port).close()
-            return Server(spec, self._folder, None, port)
+            return Server(spec, self._folder, None, port, secrets)
         if port not in self._sockets:
             self._sockets[port] = listen(port)
-        return Server(spec, self._folder, self._sockets[port], port)
+        return Server(spec, self._folder, self._sockets[port], port, secrets)
 
     def _close_unused(self) -> None:
         used = self._current.port if self._current and self._current.spec["socket"] == "inherited" else None

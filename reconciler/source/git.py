@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reconciler.errors import SourceError
+from reconciler.redaction import learn_url
 from reconciler.source import command
 from reconciler.source.snapshot import PROJECT_NAME, PROJECTS, Snapshot, read_snapshot
 
@@ -45,6 +46,7 @@ class GitRepo:
         url = command.attempt(self.path, "config", "--get", f"remote.{REMOTE}.url")
         self.has_remote = url.code == 0
         self.remote_url = url.out.decode(errors="replace").strip() if self.has_remote else ""
+        learn_url(self.remote_url)
         self.protocols = command.protocols(self.remote_url)
         self.fetches = self.failed_fetches = 0
         """Requests to the remote, and how many of them failed; for metrics."""

@@ -43,6 +43,12 @@ class EvaluationGate(Strict):
     _default_direction = model_validator(mode="before")(default_direction)
 
 
+class FromSecret(Strict):
+    """A value that the operator keeps."""
+
+    secret_ref: ProjectName = Field(description="Name of one of the operator's `secrets` that policy allows.")
+
+
 class Deployment(Strict):
     """How the trained model is served."""
 
@@ -50,9 +56,13 @@ class Deployment(Strict):
     port: int | None = Field(None, ge=1024, le=65535, description="Port; a free one is kept when it is left out.")
     resources: ResourceConstraints | None = Field(None, description="What the server may take.")
     strategy: Literal["rolling", "canary"] = Field("rolling", description="How a new version takes over.")
-    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
-        default_factory=dict, description="Environment variables of the server."
+    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str | FromSecret] = Field(
+        default_factory=dict, description="Environment variables of the server: text, or {secret_ref: NAME}."
     )
+
+    def secrets(self) -> dict[str, str]:
+        """The names of secrets by variable."""
+        return {name: value.secret_ref for name, value in self.environment.items() if isinstance(value, FromSecret)}
 
 
 class Triggers(Strict):

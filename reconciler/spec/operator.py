@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from reconciler.spec import rules
 from reconciler.spec.base import Duration, ProjectName, Runtime, Strict
 from reconciler.spec.notify import NotifyTarget
-from reconciler.spec.policy import Policy
+from reconciler.spec.policy import Pattern, Policy
+from reconciler.spec.secret_ref import SecretRef
 
 
 class FederationConfig(Strict):
@@ -76,6 +77,41 @@ class ImagesConfig(Strict):
     )
 
 
+class WebToken(Strict):
+    """A token for the API of `flops serve`."""
+
+    name: ProjectName = Field(description="Whose it is.")
+    role: Literal["viewer", "operator"] = Field(description="viewer: reads; operator: may also say look and try again.")
+    secret_ref: SecretRef = Field(description="Where it is; at least 16 characters.")
+
+
+class WebConfig(Strict):
+    """What `flops serve --listen` asks of those who come."""
+
+    webhook_secret: SecretRef | None = Field(
+        None, description="Secret that forges sign webhooks with; FLOPS_WEBHOOK_SECRET when left out."
+    )
+    tokens: list[WebToken] = Field(
+        default_factory=list, max_length=100, description="Tokens of the API; FLOPS_WEB_TOKEN is a viewer's."
+    )
+
+    @field_validator("tokens")
+    @classmethod
+    def _names(cls, value: list[WebToken]) -> list[WebToken]:
+        names = [item.name for item in value]
+        if len(set(names)) != len(names):
+            raise rules.broken("has two tokens of one name", "Give each a name of its own.")
+        return value
+
+
+class ProjectSecret(Strict):
+    """A secret that projects may use by name in deployment.environment, if `policy.secrets` allows it."""
+
+    secret_ref: SecretRef = Field(description="Where it is.")
+    customers: list[Pattern] | None = Field(None, max_length=100, description="Customers that may use it; all when left out.")
+    version: str = Field("", max_length=100, description="Change it when the secret was changed: servers that use it are renewed.")
+
+
 class OperatorConfig(Strict):
     """`flops.yaml`: the operator's settings."""
 
@@ -99,6 +135,10 @@ class OperatorConfig(Strict):
     allow_empty: bool = Field(False, description="Allow a commit that removes every project.")
     data_directories: dict[str, str] = Field(default_factory=dict, description="Directories of data files by tag.")
     policy: Policy = Field(default_factory=Policy, description="What tenants may do.")
+    web: WebConfig = Field(default_factory=WebConfig, description="The web server of `flops serve`.")
+    secrets: dict[ProjectName, ProjectSecret] = Field(
+        default_factory=dict, max_length=1000, description="Secrets for projects, by name."
+    )
     federations: dict[ProjectName, FederationConfig] = Field(
         default_factory=dict, max_length=100, description="Federations of nodes, by name."
     )

@@ -1,7 +1,7 @@
 """Policy: what the operator lets tenants do, in the operator's `flops.yaml` and never in what tenants commit.
 
-A list that is left out allows everything; one that is there allows what it names and nothing else: an empty one allows nothing.
-Patterns are those of a shell (`*`, `?`, `[…]`), over the whole text.
+A list that is left out allows everything (but `secrets`: nothing); one that is there allows what it names and nothing else: an
+empty one allows nothing. Patterns are those of a shell (`*`, `?`, `[…]`), over the whole text.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ class Policy(Strict):
     )
     data_tags: list[Pattern] | None = Field(None, description="Allowed data tags.")
     environment_variables: list[Pattern] | None = Field(None, description="Allowed names in deployment.environment.")
+    secrets: list[Pattern] = Field(
+        default_factory=list, description="Names of `secrets` that projects may use; none when left out."
+    )
     deployers: list[Pattern] | None = Field(None, description="Customers that may deploy what they trained.")
     project: Limits = Field(default_factory=Limits, description="Limits of every project.")
     customer: Limits = Field(default_factory=Limits, description="Limits of every customer that has none of its own.")

@@ -50,7 +50,10 @@ def run(work: Work) -> Outcome:
     deployment = work.declared.sla.deployment
     version = str(work.version.version) if work.version else ""
     about = ("--project", work.desired.name, "--version", work.desired.run_digest)
-    own = deployment.environment if deployment else {}
+    own = {name: value for name, value in deployment.environment.items() if isinstance(value, str)} if deployment else {}
+    # Read here and nowhere else, and handed to the runtime alone.
+    named = deployment.secrets() if deployment else {}
+    secrets = {variable: work.tools.secret(work.desired.customer, name) for variable, name in named.items()}
     if work.in_containers:
         argv: tuple[str, ...] = ("python", "-m", "flops_runtime.serve", "--model", MODEL_IN_IMAGE, "--socket", "{socket}", *about)
         lock = read_lock(work.bundle)
@@ -65,6 +68,7 @@ def run(work: Work) -> Outcome:
         name=name,
         argv=place.argv,
         env=place.env,
+        secrets=secrets,
         image=place.image,
         readable=place.readable,
         memory_mb=limits.memory + SERVER_MB if place.image else asked.memory if asked else None,

@@ -91,6 +91,8 @@ class Tools:
     clock: Callable[[], float]
     federation: Callable[[str, str], Federation]
     """A federation by name, with the nodes that a commit declares."""
+    secret: Callable[[str, str], str]
+    """The value of a secret of the operator's, for a customer and by name. Raises SecretError."""
 
 
 @dataclass(slots=True)

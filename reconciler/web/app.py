@@ -1,23 +1,29 @@
-"""The web application of `flops serve`: `/healthz`, `/readyz`, `/metrics`, `/webhooks/<forge>`.
+"""The web application of `flops serve`: `/healthz`, `/readyz`, `/metrics`, `/webhooks/<forge>` and the API below `/api/v1`.
 
-Webhooks are answered by their signature; everything else off loopback by a token. Webhooks wait in a bounded queue of one slot per
-kind of look – they all say the same – and a flood of them is answered 503 before it costs anything.
+Webhooks are answered by their signature; everything else but health by a token where there are tokens. Webhooks
+wait in a bounded queue of one slot per kind of look – they all say the same – and a flood of them is answered 503 before it
+costs anything.
 """
 
 from __future__ import annotations
 
-import hmac
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from reconciler.controller import Controller
 from reconciler.errors import WebError
+from reconciler.journal import Journal
+from reconciler.web.access import Access, Role
+from reconciler.web.answers import STATUSES, Guarded, Json, capped, on_error
+from reconciler.web.api import Api
 from reconciler.web.metrics import Metrics
 from reconciler.web.webhooks import MAX_BODY, Forge, authenticate, concerns, parse
 
@@ -25,7 +31,6 @@ STALE_SECONDS = 300.0
 """A loop that has not looked for so long is not alive, whatever its process says."""
 IN_FLIGHT = 16
 RATE, BURST = 5.0, 50
-_CODES = {"FL9302": 401, "FL9303": 400, "FL9304": 413, "FL9305": 503, "FL9306": 404, "FL9307": 401}
 
 
 @dataclass(slots=True)
@@ -54,15 +59,17 @@ class Gate:
 
 def make_app(
     controller: Controller,
+    journal: Journal,
     metrics: Metrics,
     *,
     branch: str,
     secret: bytes | None,
-    token: str = "",
+    access: Access | None = None,
     monotonic: Callable[[], float] = time.monotonic,
-) -> Starlette:
-    """The application. Without `secret` webhooks are refused; with `token` metrics ask for it as a bearer token."""
+) -> ASGIApp:
+    """The application. Without `secret` webhooks are refused; without tokens in `access` it is for loopback alone."""
     gate = Gate(monotonic)
+    access = access or Access()
 
     async def healthz(_request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -74,9 +81,7 @@ def make_app(
         return PlainTextResponse("ok\n")
 
     async def show_metrics(request: Request) -> Response:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if token and not hmac.compare_digest(given.encode(), token.encode()):
-            raise WebError("FL9307", "A token is needed.", cure="Send it as `Authorization: Bearer …`.")
+        access.check(request, Role.VIEWER)
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def webhook(request: Request) -> Response:
@@ -91,52 +96,31 @@ def make_app(
             metrics.webhooks.labels(forge, "busy").inc()
             raise
         try:
-            body = await _capped(request)
+            body = await capped(request, MAX_BODY)
             authenticate(forge, request.headers, body, secret)
             hook = parse(forge, request.headers, body)
         except WebError as error:
-            metrics.webhooks.labels(forge, {401: "unsigned", 413: "too large"}.get(_CODES[error.code], "bad")).inc()
+            metrics.webhooks.labels(forge, {401: "unsigned", 413: "too large"}.get(STATUSES[error.code], "bad")).inc()
             raise
         finally:
             gate.leave()
         if not concerns(hook, branch):
             metrics.webhooks.labels(forge, "ignored").inc()
-            return JSONResponse({"result": "ignored"})
+            return Json({"result": "ignored"})
         metrics.webhooks.labels(forge, "accepted").inc()
         for url in hook.urls:
             controller.revisions.refresh(url)
         controller.wake()
-        return JSONResponse({"result": "accepted"}, 202)
+        return Json({"result": "accepted"}, 202)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", show_metrics),
             Route("/webhooks/{forge}", webhook, methods=["POST"]),
+            *Api(controller, journal, access).routes(),
         ],
-        exception_handlers={WebError: _answer},
+        exception_handlers={WebError: on_error, HTTPException: on_error, Exception: on_error},
     )
-
-
-async def _capped(request: Request) -> bytes:
-    """The body, up to its limit; more is refused as soon as it is announced or seen, and never kept."""
-    too_large = WebError("FL9304", f"The body has more than {MAX_BODY:,} bytes.", cure="Send push events only.")
-    announced = request.headers.get("content-length", "0")
-    if not announced.isdigit() or int(announced) > MAX_BODY:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise too_large
-    return bytes(body)
-
-
-_Handler = Callable[[Request, Exception], Awaitable[Response]]
-
-
-async def _answer(_request: Request, error: Exception) -> Response:
-    if not isinstance(error, WebError):
-        raise error
-    return JSONResponse(error.to_dict(), _CODES.get(error.code, 500))
+    return Guarded(app)

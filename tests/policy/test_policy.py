@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reconciler.errors import SpecErrors
-from reconciler.policy import Asked, allows, violations
+from reconciler.policy import Asked, allows, secret_refused, violations
 from reconciler.spec import OperatorConfig, load_operator_config, load_sla
 from reconciler.spec.policy import Policy
 from tests.conftest import Repos
@@ -21,6 +21,25 @@ TWO = (
 
 def asked(name: str = "a", text: str = BASE + TWO, *, kept: bool = False) -> Asked:
     return Asked(name, f"projects/{name}/sla.yaml", load_sla(text.encode(), "sla.yaml"), kept)
+
+
+def uses(*names: str, customers: list[str] | None = None, **keys: Any) -> str:
+    """The code of what is wrong with a project that uses the secret `database`, where these are the operator's."""
+    secrets = {name: {"secret_ref": {"env": "X"}, "customers": customers} for name in names}
+    config = OperatorConfig.model_validate({"secrets": secrets, "policy": keys})
+    text = BASE + "deployment: {environment: {LEVEL: info, DATABASE: {secret_ref: database}}}\n"
+    error = secret_refused(config.policy, config.secrets, load_sla(text.encode(), "sla.yaml"), "projects/a")
+    return error.code if error else ""
+
+
+def test_secrets_are_denied_unless_they_are_named() -> None:
+    assert uses("database") == "FL9505"
+    assert uses("database", secrets=[]) == "FL9505"
+    assert uses("database", secrets=["data*"]) == ""
+    assert uses("database", secrets=["other"]) == "FL9505"
+    assert uses(secrets=["database"]) == "FL9505"
+    assert uses("database", customers=["demo"], secrets=["*"]) == ""
+    assert uses("database", customers=["other"], secrets=["*"]) == "FL9505"
 
 
 def policy(**keys: Any) -> Policy:
@@ -130,3 +149,28 @@ def test_in_the_loop_it_holds_on_create_update_resume_and_rollback(repos: Repos)
     loop.start()
     loop.settle()
     assert "FL1703" in loop.says("good", "Stalled")[2]
+
+
+SECRET_SLA = DEPLOY + "deployment: {environment: {DATABASE: {secret_ref: database}}}\n"
+
+
+def test_a_secret_is_in_no_digest_and_its_version_is(repos: Repos) -> None:
+    def with_secret(**keys: Any) -> OperatorConfig:
+        return OperatorConfig.model_validate({"secrets": {"database": {"secret_ref": {"env": "DATABASE_SECRET"}, **keys}},
+                                              "policy": {"secrets": ["database"]}})  # fmt: skip
+
+    loop = Looping(repos, with_secret())
+    loop.edit(loop.project("a", more=SECRET_SLA))
+    loop.settle()
+    assert loop.says("a", "Synced")[1] == "Converged"
+    first = loop.status("a")["serving_digest"]
+    loop.config = with_secret(version="2")
+    loop.start()
+    loop.settle()
+    assert loop.status("a")["serving_digest"] != first
+    assert len(loop.world.trained) == 1
+    loop.config = OperatorConfig()
+    loop.start()
+    loop.settle()
+    assert "FL9505" in loop.says("a", "Stalled")[2]
+    assert loop.says("a", "Ready")[0] == "True"

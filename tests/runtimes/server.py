@@ -1,7 +1,7 @@
 """A server for the tests of the runtime: stands on its sockets as the inference server does, without a model.
 
 `--say TEXT` is the answer; `--broken` ends at once; `--mute` never becomes healthy. `/die`, `/hang` and `/grow` do so, `/env`
-shows the environment, `/slow` takes half a second.
+shows the environment, `/print` prints it, `/slow` takes half a second.
 """
 
 import argparse
@@ -41,6 +41,8 @@ class Handler(BaseHTTPRequestHandler):
             hanging.set()
         if self.path == "/grow":
             hoard.append(b"x" * 80_000_000)
+        if self.path == "/print":
+            print(json.dumps(dict(os.environ)), flush=True)
         if self.path == "/slow":
             time.sleep(0.5)
         if self.path == "/health" and (options.mute or hanging.is_set()):

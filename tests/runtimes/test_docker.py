@@ -293,3 +293,14 @@ def test_the_process_runtime_refuses_images(tmp_path: Path, boxed: Make) -> None
     with pytest.raises(ServingError) as caught:
         ProcessRuntime(tmp_path / "processes").apply(boxed())
     assert caught.value.code == "FL7107"
+
+
+def test_secrets_reach_the_container_and_no_file(docker_runtime: DockerRuntime, boxed: Make, tmp_path: Path) -> None:
+    canary = "canary-9b2f61c07d"
+    service = docker_runtime.apply(boxed(secrets={"DATABASE": canary}))
+    assert json.loads(get(service.address, "/env"))["DATABASE"] == canary
+    get(service.address, "/print")
+    until(lambda: '"DATABASE": "***"' in "".join(docker_runtime.logs("demo")))
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"started one" in written
+    assert canary.encode() not in written

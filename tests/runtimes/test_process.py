@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -59,6 +60,39 @@ def test_the_environment_is_the_specs_own(runtime: ProcessRuntime, spec: Make, m
     assert shown["MINE"] == "1"
     assert "SECRET_TOKEN" not in shown
     assert set(shown) <= {"MINE", "PATH", "LANG", "LC_ALL", "TZ", "HOME", "TMPDIR", "FLOPS_SERVICE_DIR", "LC_CTYPE"}
+
+
+CANARY = "canary-5d1e8b0c44aa"
+
+
+def written(folder: Path) -> str:
+    return "".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
+
+
+def test_secrets_reach_the_server_and_no_file(runtime: ProcessRuntime, spec: Make, tmp_path: Path) -> None:
+    service = runtime.apply(spec(secrets={"DATABASE": CANARY}))
+    assert json.loads(get(service.address, "/env"))["DATABASE"] == CANARY
+    get(service.address, "/print")
+    until(lambda: '"DATABASE": "***"' in "".join(runtime.logs("demo")))
+    with pytest.raises(http.client.RemoteDisconnected):
+        get(service.address, "/die")
+    until(lambda: observed(runtime).healthy and observed(runtime).restarts == 1)
+    assert json.loads(get(service.address, "/env"))["DATABASE"] == CANARY  # the supervisor remembers it
+    assert "spec.json" in [path.name for path in tmp_path.rglob("*")]
+    assert CANARY not in written(tmp_path)
+
+
+def test_another_value_alone_renews_nothing(runtime: ProcessRuntime, spec: Make) -> None:
+    first = runtime.apply(spec(secrets={"DATABASE": CANARY}))
+    assert runtime.apply(spec(secrets={"DATABASE": "another-value"})).pid == first.pid
+    assert runtime.apply(spec(secrets={"DATABASE": "another-value"}, labels={"flops.serving": "2"})).pid != first.pid
+
+
+def test_a_server_that_ends_says_why_without_its_secret(runtime: ProcessRuntime, spec: Make, tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match=r"No module named 'nothing'") as caught:
+        runtime.apply(spec(f"with {CANARY}", "--broken", secrets={"DATABASE": CANARY}))
+    assert "started with ***" in str(caught.value)
+    assert CANARY not in str(caught.value)
 
 
 def test_a_service_outlives_the_process_that_started_it(runtime: ProcessRuntime, spec: Make, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_ready_is_a_loop_that_looks(repos: Repos) -> None:
     site.now += web.STALE_SECONDS + 10
     assert (site.client.get("/readyz").status_code, site.client.get("/readyz").text) == (503, "the loop is stuck\n")
     site.loop.start()
-    app = web.make_app(site.loop.controller, Metrics(), branch="main", secret=None, monotonic=lambda: 0.0)
+    app = web.make_app(site.loop.controller, site.loop.engine.journal, Metrics(), branch="main", secret=None, monotonic=lambda: 0.0)
     from starlette.testclient import TestClient
 
     assert TestClient(app).get("/readyz").status_code == 503
@@ -89,9 +89,9 @@ def test_metrics_ask_for_the_token_where_there_is_one(repos: Repos) -> None:
 def test_off_loopback_only_with_a_token(listen: str, token: str, code: str) -> None:
     if code:
         with pytest.raises(WebError, match=code):
-            checked_address(listen, token)
+            checked_address(listen, closed=bool(token))
     else:
-        assert checked_address(listen, token)[1] == int(listen.rpartition(":")[2])
+        assert checked_address(listen, closed=bool(token))[1] == int(listen.rpartition(":")[2])
 
 
 def test_the_server_serves_and_ends(repos: Repos) -> None:

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from reconciler.errors import WebError
 from reconciler.web import app as web
+from reconciler.web.access import open_access
 from reconciler.web.metrics import Metrics
 from reconciler.web.webhooks import MAX_BODY, Forge, Hook, authenticate, checked_secret, concerns, parse
 from tests.conftest import Repos
@@ -48,10 +49,12 @@ class Site:
         self.now = 0.0
         self.metrics = Metrics()
         self.metrics.watch(self.loop.controller, self.loop.controller._publisher, self.loop.clock)
+        access = open_access((), token, environ={})
         app = web.make_app(
-            self.loop.controller, self.metrics, branch="main", secret=secret, token=token, monotonic=lambda: self.now
-        )
-        self.client = TestClient(app, raise_server_exceptions=False)
+            self.loop.controller, self.loop.engine.journal, self.metrics, branch="main", secret=secret, access=access,
+            monotonic=lambda: self.now,
+        )  # fmt: skip
+        self.client = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False)
 
     @property
     def asked(self) -> bool:
