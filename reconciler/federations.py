@@ -12,13 +12,17 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from reconciler.engine import Engine
 from reconciler.errors import FlopsError, SpecErrors
 from reconciler.execution import unexpected
-from reconciler.nodes.federation import KIND, Federation
+from reconciler.nodes import SUPERLINK
 from reconciler.runtimes.model import Service
 from reconciler.workqueue import FIRST_DELAY, LAST_DELAY
+
+if TYPE_CHECKING:
+    from reconciler.nodes.federation import Federation
 
 RENEW = 6 * 3600.0
 """Seconds after which a SuperLink that is as it should be is seen to again: its certificate has an end."""
@@ -95,7 +99,7 @@ class Federations:
 
     def _running(self) -> Mapping[str, Service]:
         services = self._engine.runtime.observe()
-        ours = {"flops.kind": KIND, "flops.instance": self._engine.config.instance}
+        ours = {"flops.kind": SUPERLINK, "flops.instance": self._engine.config.instance}
         return {item.labels["flops.federation"]: item for item in services if ours.items() <= item.labels.items()}
 
     def _read(self, name: str, commit: str, kept: _Kept) -> None:

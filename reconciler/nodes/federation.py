@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from reconciler.digests import digest_of
 from reconciler.errors import SpecError, SpecErrors, TrainingError
-from reconciler.nodes import certificates, fab
+from reconciler.nodes import SUPERLINK, certificates, fab
 from reconciler.nodes.clusters import grouped
 from reconciler.nodes.keys import fingerprint
 from reconciler.nodes.relay import Candidate, Relay
@@ -33,8 +33,6 @@ from reconciler.spec.loader import load_node
 from reconciler.spec.models import NodeDeclaration
 from reconciler.spec.operator import FederationConfig
 from reconciler.spec.training import Cluster
-
-KIND = "superlink"
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,14 +243,14 @@ def superlink_service(name: str, folder: Path, listen: str, instance: str, certi
     `certificate` is the digest of the one that it shows.
     """
     return ServiceSpec(
-        name=f"{KIND}-{name}",
+        name=f"{SUPERLINK}-{name}",
         argv=(
             sys.executable, "-P", str(Path(__file__).with_name("superlink_server.py")), "--listen", listen, "--port", "{port}",
         ),
         cwd=folder,
         env={"FLWR_TELEMETRY_ENABLED": "0", "FLWR_HOME": str(folder / "flwr"), "DO_NOT_TRACK": "true"},
         health_path="/health",
-        labels={"flops.kind": KIND, "flops.federation": name, "flops.instance": instance, "flops.certificate": certificate},
+        labels={"flops.kind": SUPERLINK, "flops.federation": name, "flops.instance": instance, "flops.certificate": certificate},
         socket="own",
         start_timeout=120,
     )  # fmt: skip
