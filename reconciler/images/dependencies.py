@@ -119,8 +119,8 @@ def dependency_layers(
 ) -> list[Layer]:
     """The layers of a lock for one platform, in the order in which they go into an image; large packages first.
 
-    Raises ImageError: FL6110 names every package without a wheel for the platform, FL6112 a wheel that is not the locked one, FL6156
-    when it is cancelled.
+    Raises ImageError: FL6110 names every package without a wheel for the platform, FL6112 a wheel that is not the locked one,
+    FL6156 when it is cancelled.
     """
     packages = packages_of(lock)
     inputs = ["dependencies", target.key(), [(item.name, item.version, item.hashes) for item in packages]]
@@ -174,9 +174,7 @@ def install(packages: Sequence[Package], target: Target, work: Path, into: Path,
         raise install_error("", str(target.platform), missing)
 
 
-def _uv(
-    packages: Sequence[Package], target: Target, work: Path, into: Path, cancelled: Cancelled, *, dry: bool
-) -> tuple[int, str]:
+def _uv(packages: Sequence[Package], target: Target, work: Path, into: Path, cancelled: Cancelled, *, dry: bool) -> tuple[int, str]:
     """Run uv in a folder of ours, so that no configuration beside an ML repo or in a shared folder is read."""
     command = [
         uv.find_uv_bin(), "pip", "install", "--quiet", "--requirements", "-", "--target", str(into), "--no-deps",
