@@ -2,15 +2,16 @@
 
 Run: `eval "$(ci/engine.sh start)"; python -m bench.buildkit [--ways pip,uv,uv-warm] [--platform linux/arm64 --ways pip]`
 
-Both stand on the same base, which both have at hand, install the same lock and add the same files; both end in the same state, which
-is measured twice: all three images are *in the engine*, ready to run, or *in a registry* of this machine. Ways to write a Dockerfile:
+Both stand on the same base, which both have at hand, install the same lock and add the same files; both end in the same state,
+which is measured twice: all three images are *in the engine*, ready to run, or *in a registry* of this machine. Ways to write a
+Dockerfile:
 
 * `pip`: `pip install -r requirements.txt`, as the documentation of Docker and of most projects has it; nothing cached before.
 * `uv`: the same with uv in the image, nothing cached before.
 * `uv-warm`: uv with a cache mount that has all wheels, against ours with uv's cache here; neither has a layer.
 
-BuildKit's second and third image share the dependency layer of its first. With `--platform linux/arm64` BuildKit runs under QEMU, if
-the kernel knows how; the assembler never does, and the engine is then not asked to run anything.
+BuildKit's second and third image share the dependency layer of its first. With `--platform linux/arm64` BuildKit runs under QEMU,
+if the kernel knows how; the assembler never does.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ from tests.engine import RunningRegistry, layout_of
 BASE = "flops-bench-base"
 KINDS = ("learner", "aggregator", "inference")
 _UV = (
-    "SSL_CERT_FILE=/ca.pem UV_LINK_MODE=copy /opt/uv pip install --quiet --python /usr/bin/python3 --target /opt/flops/site --no-deps "
-    "--require-hashes --only-binary :all: -r /requirements.txt"
+    "SSL_CERT_FILE=/ca.pem UV_LINK_MODE=copy /opt/uv pip install --quiet --python /usr/bin/python3 --target /opt/flops/site "
+    "--no-deps --require-hashes --only-binary :all: -r /requirements.txt"
 )
 WAYS = {
     "pip": "--mount=type=secret,id=ca,target=/ca.pem \\\n    PYTHONPATH=/opt/pip PIP_CERT=/ca.pem python3 -m pip install --quiet "

@@ -66,6 +66,21 @@ start_own() {
   return 1
 }
 
+# Containers of arm64 run under QEMU where the kernel can be told so. Without it the tests of that skip, with a reason; nothing else
+# needs it: images for arm64 are made without emulation.
+emulation() {
+  local misc=/proc/sys/fs/binfmt_misc conf=/usr/lib/binfmt.d/qemu-aarch64.conf
+  [[ $(uname -m) == x86_64 ]] && grep -qw binfmt_misc /proc/filesystems || { say "no emulation: the kernel has no binfmt_misc"; return; }
+  [[ -e $misc/register ]] || mount -t binfmt_misc binfmt_misc "$misc" || { say "no emulation: binfmt_misc cannot be mounted"; return; }
+  [[ -e $misc/qemu-aarch64 ]] && return
+  if [[ ! -f $conf ]]; then
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-user-static >&2 ||
+      { say "no emulation: qemu-user-static cannot be installed"; return; }
+  fi
+  # Flag F opens the interpreter now: containers have it without having its file.
+  [[ -e $misc/qemu-aarch64 ]] || cat "$conf" >"$misc/register" || say "no emulation: the kernel does not take QEMU"
+}
+
 # Made once per machine; the recipe is in the name, so a change makes them anew.
 base_rootfs() {
   local recipe folder arch
@@ -90,6 +105,7 @@ start() {
     host=unix://$socket
     answers "$host" || start_own
   fi
+  emulation
   rootfs=$(base_rootfs)
   printf 'export DOCKER_HOST=%q FLOPS_DOCKER=/usr/bin/docker FLOPS_BASE_ROOTFS=%q\n' "$host" "$rootfs"
 }

@@ -119,8 +119,8 @@ def dependency_layers(
 ) -> list[Layer]:
     """The layers of a lock for one platform, in the order in which they go into an image; large packages first.
 
-    Raises ImageError: FL6110 names every package without a wheel for the platform, FL6112 a wheel that is not the locked one, FL6156
-    when it is cancelled.
+    Raises ImageError: FL6110 names every package without a wheel for the platform, FL6112 a wheel that is not the locked one,
+    FL6156 when it is cancelled.
     """
     packages = packages_of(lock)
     inputs = ["dependencies", target.key(), [(item.name, item.version, item.hashes) for item in packages]]

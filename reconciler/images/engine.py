@@ -88,7 +88,7 @@ def _podman_pull(client: docker.DockerClient, reference: str) -> Generator[dict[
     question = {"reference": reference, "tlsVerify": "false"}
     url = f"{client.api.base_url}/v4.0.0/libpod/images/pull"
     with client.api.post(url, params=question, stream=True, timeout=None) as answer:
-        client.api._raise_for_status(answer)
+        answer.raise_for_status()
         for line in answer.iter_lines():
             yield orjson.loads(line)
 

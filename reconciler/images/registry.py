@@ -187,7 +187,7 @@ class Registry:
     def upload(self, repository: str, blob: Descriptor, path: Path, *, tell: Tell | None = None) -> None:
         """A blob from a file, streamed in chunks; goes on where the registry says that it is when the connection breaks.
 
-        A registry that has forgotten, or that refuses to go on after part of a chunk (docker-registry does, see ADR 8), gets it anew.
+        A registry that has forgotten, or that refuses to go on after part of a chunk (docker-registry does, ADR 8), gets it anew.
         """
         location, sent, best, failures = "", 0, 0, 0
         while True:

@@ -28,7 +28,8 @@ def install_error(said: str, platform: str, missing: Sequence[str]) -> ImageErro
         return ImageError(
             "FL6110",
             f"There is no wheel for {platform} of {', '.join(sorted(missing))}.",
-            cure="Choose versions that have one, or leave the platform out of supported_platforms.",
+            cure="Choose versions that have one, put a wheel of your own into the package index, or leave the platform out of "
+            "supported_platforms.",
         )
     if "No space left" in said or "os error 28" in said:
         return disk_error(OSError(28, "No space left on device"))
