@@ -1,4 +1,4 @@
-"""The engine itself is restarted, with and without live-restore: trainings go on after their last round, servers are there again."""
+"""The engine is restarted, with live-restore or not: trainings go on after their last round, servers are there again."""
 
 from __future__ import annotations
 
