@@ -79,7 +79,9 @@ def test_a_training_goes_on_after_its_last_round(own: OwnEngine, job: TrainingJo
 
     with pytest.raises(TrainingError) as caught:
         train(100_000, restart=True)
-    assert (caught.value.code, caught.value.transient) == ("FL5510", True), str(caught.value)
+    # Who notices first differs: the engine's client, the reconciler, or the aggregator, whose learners are ended.
+    assert caught.value.code in {"FL5002", "FL5510", "FL5605"}, str(caught.value)
+    assert caught.value.transient
     done = len(list((job.run_dir / "rounds").glob("*.npz")))
     assert train(done + 1, restart=False).resumed_from == done
     assert own.engine.containers(home_of(job.run_dir)) == []
