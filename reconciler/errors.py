@@ -177,6 +177,7 @@ CODES: dict[str, str] = {
     "FL5601": "No cluster has enough learners.",
     "FL5603": "A cluster aggregator failed or died.",
     "FL5604": "An aggregator asks for a container that its training run does not have.",
+    "FL5605": "A container of a training run was ended from outside.",
     # --- FL57xx guards, privacy, simulation, partitions
     "FL5701": "A learner's update is not finite.",
     "FL5702": "A learner's update has other shapes than what it was sent.",

@@ -35,6 +35,7 @@ TICKETS = 1 << 30
 """Actors are numbered from here: above every process id, so that none is taken for a process of this machine."""
 END_SECONDS = 30.0
 _MESSAGE_LIMIT = 1 << 17
+_FROM_OUTSIDE = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
 
 
 def in_containers(actors: Actors, images: ActorImages) -> Launch:
@@ -73,6 +74,7 @@ class ContainerRun:
         self._doors = Path(tempfile.mkdtemp(prefix="flops-doors-"))
         self._lock = threading.Lock()
         self._running: dict[int, Actor] = {}
+        self._killed: set[int] = set()
         self._threads: list[threading.Thread] = []
         self._desks: list[_Desk] = []
         self._over = False
@@ -144,6 +146,7 @@ class ContainerRun:
     def _kill(self, ticket: int) -> None:
         with self._lock:
             actor = self._running.get(ticket)
+            self._killed.add(ticket)
         if actor is not None:
             with contextlib.suppress(FlopsError):
                 actor.kill()
@@ -196,6 +199,8 @@ class ContainerRun:
                 answer: dict[str, Any] = {"exited": ticket, "status": _wait_status(ended.code)}
                 if ended.out_of_memory and spec is not None:
                     answer["failure"] = out_of_memory(self._job, role, spec.memory_mb).to_dict()
+                elif ended.code in _FROM_OUTSIDE and ticket not in self._killed:
+                    answer["failure"] = _ended_from_outside(role, ended.code).to_dict()
                 desk.tell(answer)
 
     def _started(self, ticket: int, spec: ActorSpec) -> Actor:
@@ -259,6 +264,15 @@ class Awaited:
         if isinstance(self._outcome, FlopsError):
             raise self._outcome
         return self._outcome
+
+
+def _ended_from_outside(role: str, code: int) -> TrainingError:
+    return TrainingError(
+        "FL5605",
+        f"The {role}'s container was ended from outside ({signal.Signals(code - 128).name}), as an engine does that is restarted.",
+        cure="Nothing is to be done, the run goes on after its last finished round; if it comes again, look who stops containers.",
+        transient=True,
+    )
 
 
 def _wait_status(code: int) -> int:

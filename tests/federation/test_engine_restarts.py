@@ -1,4 +1,4 @@
-"""The engine itself is restarted, with and without live-restore: trainings go on after their last round, servers are there again."""
+"""The engine is restarted, with live-restore or not: trainings go on after their last round, servers are there again."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from reconciler.runtimes.model import ServiceSpec
 from tests.dockerkit import base_image, open_engine, site_packages
 from tests.runtimes.conftest import SERVER, get, observed, until
 
+pytestmark = pytest.mark.timeout(600)
 SCRIPT = Path(__file__).parents[2] / "ci" / "engine.sh"
 
 
@@ -79,8 +80,10 @@ def test_a_training_goes_on_after_its_last_round(own: OwnEngine, job: TrainingJo
 
     with pytest.raises(TrainingError) as caught:
         train(100_000, restart=True)
-    assert (caught.value.code, caught.value.transient) == ("FL5510", True), str(caught.value)
-    done = len(list((job.run_dir / "rounds").glob("*.npz")))
+    # Who notices first differs: the engine's client, the reconciler, or the aggregator, whose learners are ended.
+    assert caught.value.code in {"FL5002", "FL5510", "FL5605"}, str(caught.value)
+    assert caught.value.transient
+    done = len(list((job.run_dir / "rounds").glob("*.json")))
     assert train(done + 1, restart=False).resumed_from == done
     assert own.engine.containers(home_of(job.run_dir)) == []
     assert leftovers(own.engine, state).names == []

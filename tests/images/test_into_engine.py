@@ -11,6 +11,7 @@ from reconciler.errors import ImageError
 from reconciler.images.engine import PREFIX, into_engine
 from reconciler.images.layout import Layout
 from reconciler.images.model import Platform
+from tests.dockerkit import Cable, open_engine
 from tests.images.imagekit import make_image
 
 NAME = "acme/into-engine:1"
@@ -52,3 +53,22 @@ def test_an_engine_that_is_gone(tmp_path: Path) -> None:
     assert refused.value.code == "FL6126"
     assert refused.value.transient
     client.close()
+
+
+def test_an_engine_that_goes_away_in_the_middle(tmp_path: Path, engine: docker.DockerClient) -> None:
+    """It is told, and what was begun is finished when the engine is back."""
+    layout = Layout(tmp_path / "store")
+    make_image(layout, NAME, content=b"print('twice')\n")
+    cable = Cable(open_engine())
+    client = docker.DockerClient(base_url=cable.host)
+    try:
+        with pytest.raises(ImageError) as refused:
+            into_engine(client, layout, NAME, AMD64, tell=lambda _line: cable.pull())
+        assert (refused.value.code, refused.value.transient) == ("FL6126", True)
+        cable.plug()
+        made = into_engine(client, layout, NAME, AMD64, tell=lambda _line: None)
+        assert engine.images.get(PREFIX + NAME).id == made
+    finally:
+        cable.throw_away()
+        client.close()
+        engine.images.remove(PREFIX + NAME, force=True)
