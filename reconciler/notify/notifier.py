@@ -156,22 +156,23 @@ class Notifier:
     def _take(self, documents: Mapping[str, Document], commit: str) -> None:
         """Find the transitions and write them down; nothing of it counts before that."""
         self._load()
-        touched = self._commits.touched(self._head, commit) if self._head and self._head != commit else {}
+        touched = self._touched(commit)
         seen = self._seen
         changed = {name for name, document in documents.items() if seen.get(name) is not document} | (
             self._told.keys() - documents.keys()
         )
-        notices, told = list[Notice](), dict[str, Told | None]()
-        for name in sorted(changed | (touched.keys() & documents.keys())):
+        notices, told, failed = list[Notice](), dict[str, Told | None](), set[str]()
+        for name in sorted(changed | ((touched or {}).keys() & documents.keys())):
             document, before = documents.get(name), self._told.get(name)
             try:
-                where = touched.get(name, "") or self._commit_of(name, before, document, commit)
+                where = self._commit_of(name, before, document, commit, touched)
                 item = notice(self._instance, name, where, document, self._clock())
                 item.to_json()
             except Exception as bug:  # one project's document or name that cannot be told; the others are
                 self._once(f"{name!r} cannot be told: {unexpected(bug)}")
+                failed.add(name)
                 continue
-            if before is not None and before.key == item.key and name not in touched:
+            if before is not None and before.key == item.key and name not in (touched or ()):
                 continue
             told[name] = Told(where, item.digest, item.key) if document is not None else None
             notices.append(item)
@@ -179,15 +180,15 @@ class Notifier:
             dropped = self._outbox.take(commit, told, notices, self.targets)
             if dropped:
                 self.dropped += dropped
-                self._complain(
-                    f"FL9412 too much waits to be told: the oldest {dropped} notices were dropped, {self.dropped} in all"
-                )
+                cause = f"Too much waits to be told: the oldest {dropped} notices were dropped, {self.dropped} in all."
+                self._complain(str(NotifyError("FL9412", cause, cure="See why a target cannot be told.", transient=True)))
         for name, now_told in told.items():
             if now_told is None:
                 self._told.pop(name, None)
             else:
                 self._told[name] = now_told
-        self._head, self._seen = commit, documents
+        self._head = commit
+        self._seen = {name: document for name, document in documents.items() if name not in failed} if failed else documents
         if notices:
             for sender in self.senders:
                 sender.wake()
@@ -202,12 +203,25 @@ class Notifier:
             self._outbox.take("", self._told, [], [])
         self._seen, self._baseline = {}, None
 
-    def _commit_of(self, name: str, before: Told | None, document: Document | None, head: str) -> str:
-        """The commit that a project's state is about, when its folder was not changed since the last time."""
-        outside = document is not None and before is not None and digest_of(document) not in ("", before.digest)
+    def _touched(self, commit: str) -> dict[str, str] | None:
+        """The projects that were changed since the last time; None where Git cannot say, as after a rewritten history."""
+        if not self._head or self._head == commit:
+            return {}
+        try:
+            return self._commits.touched(self._head, commit)
+        except FlopsError:
+            return None
+
+    def _commit_of(
+        self, name: str, before: Told | None, document: Document | None, head: str, touched: Mapping[str, str] | None
+    ) -> str:
+        """The commit that a project's state is about."""
+        if touched is None or before is None or name in touched:
+            return (touched or {}).get(name, "") or self._commits.last(name, head) or head
+        outside = document is not None and digest_of(document) not in ("", before.digest)
         if outside and self._head and self._head != head:
             return head
-        return (before.commit if before else "") or self._commits.last(name, head) or head
+        return before.commit or self._commits.last(name, head) or head
 
 
 def _as_told(instance: str, name: str, document: Document) -> Told:
