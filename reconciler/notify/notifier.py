@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -27,6 +27,8 @@ from reconciler.spec import OperatorConfig
 from reconciler.statusdoc import Document
 
 Complain = Callable[[str], None]
+PART = 100
+"""Notices that are written down at once."""
 FAREWELL = 5.0
 """Seconds that an end waits for notices to get out; what does not waits in the outbox."""
 
@@ -174,24 +176,30 @@ class Notifier:
                 continue
             if before is not None and before.key == item.key and name not in (touched or ()):
                 continue
-            told[name] = Told(where, item.digest, item.key) if document is not None else None
+            told[item.project] = Told(where, item.digest, item.key) if document is not None else None
             notices.append(item)
-        if notices or commit != self._head:
-            dropped = self._outbox.take(commit, told, notices, self.targets)
-            if dropped:
-                self.dropped += dropped
-                cause = f"Too much waits to be told: the oldest {dropped} notices were dropped, {self.dropped} in all."
-                self._complain(str(NotifyError("FL9412", cause, cure="See why a target cannot be told.", transient=True)))
+        # In parts, as each holds the journal; how far Git was read counts with the last one.
+        parts = [notices[at : at + PART] for at in range(0, len(notices), PART)] or ([[]] if commit != self._head else [])
+        for number, part in enumerate(parts, 1):
+            self._write(
+                commit if number == len(parts) else self._head or "", {item.project: told[item.project] for item in part}, part
+            )
+        self._head = commit
+        self._seen = {name: document for name, document in documents.items() if name not in failed} if failed else documents
+
+    def _write(self, head: str, told: Mapping[str, Told | None], notices: Sequence[Notice]) -> None:
+        dropped = self._outbox.take(head, told, notices, self.targets)
+        if dropped:
+            self.dropped += dropped
+            cause = f"Too much waits to be told: the oldest {dropped} notices were dropped, {self.dropped} in all."
+            self._complain(str(NotifyError("FL9412", cause, cure="See why a target cannot be told.", transient=True)))
         for name, now_told in told.items():
             if now_told is None:
                 self._told.pop(name, None)
             else:
                 self._told[name] = now_told
-        self._head = commit
-        self._seen = {name: document for name, document in documents.items() if name not in failed} if failed else documents
-        if notices:
-            for sender in self.senders:
-                sender.wake()
+        for sender in self.senders if notices else ():
+            sender.wake()
 
     def _load(self) -> None:
         baseline = self._baseline

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from reconciler.notify import outbox
+from reconciler.errors import NotifyError
+from reconciler.notify import notifier, outbox
 from reconciler.notify.notifier import Notifier
 from reconciler.notify.outbox import Outbox
 from reconciler.notify.sender import Sender
@@ -270,6 +271,25 @@ def test_what_is_dropped_is_said_and_counted(repos: Repos, site: Site, forge: Fo
     assert [name for name, _ in told] == ["p2", "p3", "p4"]
     assert by_hand.notifier.dropped == 2
     assert "FL9412" in by_hand.sending.said[0]
+
+
+def test_many_are_written_down_in_parts(repos: Repos, site: Site, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notifier, "PART", 2)
+    by_hand = Documents(repos, Sending(forge, repos.root / "by-hand"))
+    documents = {f"p{number}": document("1") for number in range(5)}
+    take, parts = by_hand.notifier._outbox.take, [0]
+
+    def full_disk(*arguments: object) -> int:
+        parts[0] += 1
+        if parts[0] == 2:
+            raise NotifyError("FL9413", "The disk is full.", cure="Make space.", transient=True)
+        return take(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(by_hand.notifier._outbox, "take", full_disk)
+    assert [name for name, _ in by_hand.offer(documents)] == ["p0", "p1"]
+    assert "FL9413" in by_hand.sending.said[0]
+    assert [name for name, _ in by_hand.offer(documents)] == ["p2", "p3", "p4"]
+    assert by_hand.offer(documents) == []
 
 
 def test_one_project_that_cannot_be_told_is_in_nobodys_way(repos: Repos, site: Site, forge: Forge) -> None:
