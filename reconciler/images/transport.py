@@ -25,10 +25,10 @@ from reconciler.images import registry_errors as errors
 from reconciler.images.cancelling import Cancelled, check, never
 from reconciler.images.credentials import DockerConfig
 from reconciler.images.reference import is_loopback
+from reconciler.tls import trusted_certificates
 
 SMALL_LIMIT: Final = 8 << 20
 """Bytes of a manifest, a list of tags or a token: more is refused."""
-_CERTIFICATES: Final = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 _REGISTRY_CERTIFICATES: Final = Path("/etc/docker/certs.d")
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
@@ -82,7 +82,7 @@ class Session:
         limits = httpx.Timeout(self.patience.silence, connect=self.patience.connect)
         self._client = httpx.Client(
             base_url=f"{'http' if is_loopback(host) else 'https'}://{host}", timeout=limits, follow_redirects=True,
-            verify=trusted_certificates(host), event_hooks={"request": [_never_in_plain_text]},
+            verify=_trusted_by(host), event_hooks={"request": [_never_in_plain_text]},
             headers={"User-Agent": "flops-gitops"}, trust_env=not is_loopback(host),
         )  # fmt: skip
 
@@ -204,14 +204,9 @@ class Session:
             raise errors.refused(self.host, 502, b"its token service sent no token", "token") from error
 
 
-def trusted_certificates(host: str) -> ssl.SSLContext:
-    """The host's own bundle: what SSL_CERT_FILE names, else the system's; and what Docker trusts for this registry."""
-    context = ssl.create_default_context()
-    if not context.cert_store_stats()["x509_ca"]:
-        # An interpreter that was built elsewhere looks for the bundle elsewhere.
-        found = next((path for path in _CERTIFICATES if Path(path).is_file()), None)
-        if found:
-            context.load_verify_locations(found)
+def _trusted_by(host: str) -> ssl.SSLContext:
+    """This machine's certificates, and what Docker trusts for this registry."""
+    context = trusted_certificates()
     if re.fullmatch(r"[A-Za-z0-9.:\[\]-]+", host):
         for path in sorted((_REGISTRY_CERTIFICATES / host).glob("*.crt")):
             context.load_verify_locations(path)

@@ -21,6 +21,7 @@ import orjson
 from reconciler.errors import NotifyError
 from reconciler.notify.texts import cut, line
 from reconciler.secrets import HIDDEN, Secret
+from reconciler.tls import trusted_certificates
 
 LIMIT_SECONDS = 15.0
 MAX_ANSWER = 4 * 1024 * 1024
@@ -77,7 +78,7 @@ class Exchange:
     async def _exchange(self, method: str, url: str, headers: Mapping[str, str], content: bytes) -> Reply:
         here = urlsplit(url).scheme == "http"
         if not here and self._tls is None:
-            self._tls = ssl.create_default_context()
+            self._tls = trusted_certificates()
         async with (
             httpx.AsyncClient(
                 verify=self._tls or False, timeout=self.limit, follow_redirects=False, trust_env=not here

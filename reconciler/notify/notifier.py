@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -27,6 +27,8 @@ from reconciler.spec import OperatorConfig
 from reconciler.statusdoc import Document
 
 Complain = Callable[[str], None]
+PART = 100
+"""Notices that are written down at once."""
 FAREWELL = 5.0
 """Seconds that an end waits for notices to get out; what does not waits in the outbox."""
 
@@ -156,41 +158,48 @@ class Notifier:
     def _take(self, documents: Mapping[str, Document], commit: str) -> None:
         """Find the transitions and write them down; nothing of it counts before that."""
         self._load()
-        touched = self._commits.touched(self._head, commit) if self._head and self._head != commit else {}
+        touched = self._touched(commit)
         seen = self._seen
         changed = {name for name, document in documents.items() if seen.get(name) is not document} | (
             self._told.keys() - documents.keys()
         )
-        notices, told = list[Notice](), dict[str, Told | None]()
-        for name in sorted(changed | (touched.keys() & documents.keys())):
+        notices, told, failed = list[Notice](), dict[str, Told | None](), set[str]()
+        for name in sorted(changed | ((touched or {}).keys() & documents.keys())):
             document, before = documents.get(name), self._told.get(name)
             try:
-                where = touched.get(name, "") or self._commit_of(name, before, document, commit)
+                where = self._commit_of(name, before, document, commit, touched)
                 item = notice(self._instance, name, where, document, self._clock())
                 item.to_json()
             except Exception as bug:  # one project's document or name that cannot be told; the others are
                 self._once(f"{name!r} cannot be told: {unexpected(bug)}")
+                failed.add(name)
                 continue
-            if before is not None and before.key == item.key and name not in touched:
+            if before is not None and before.key == item.key and name not in (touched or ()):
                 continue
-            told[name] = Told(where, item.digest, item.key) if document is not None else None
+            told[item.project] = Told(where, item.digest, item.key) if document is not None else None
             notices.append(item)
-        if notices or commit != self._head:
-            dropped = self._outbox.take(commit, told, notices, self.targets)
-            if dropped:
-                self.dropped += dropped
-                self._complain(
-                    f"FL9412 too much waits to be told: the oldest {dropped} notices were dropped, {self.dropped} in all"
-                )
+        # In parts, as each holds the journal; how far Git was read counts with the last one.
+        parts = [notices[at : at + PART] for at in range(0, len(notices), PART)] or ([[]] if commit != self._head else [])
+        for number, part in enumerate(parts, 1):
+            self._write(
+                commit if number == len(parts) else self._head or "", {item.project: told[item.project] for item in part}, part
+            )
+        self._head = commit
+        self._seen = {name: document for name, document in documents.items() if name not in failed} if failed else documents
+
+    def _write(self, head: str, told: Mapping[str, Told | None], notices: Sequence[Notice]) -> None:
+        dropped = self._outbox.take(head, told, notices, self.targets)
+        if dropped:
+            self.dropped += dropped
+            cause = f"Too much waits to be told: the oldest {dropped} notices were dropped, {self.dropped} in all."
+            self._complain(str(NotifyError("FL9412", cause, cure="See why a target cannot be told.", transient=True)))
         for name, now_told in told.items():
             if now_told is None:
                 self._told.pop(name, None)
             else:
                 self._told[name] = now_told
-        self._head, self._seen = commit, documents
-        if notices:
-            for sender in self.senders:
-                sender.wake()
+        for sender in self.senders if notices else ():
+            sender.wake()
 
     def _load(self) -> None:
         baseline = self._baseline
@@ -202,12 +211,25 @@ class Notifier:
             self._outbox.take("", self._told, [], [])
         self._seen, self._baseline = {}, None
 
-    def _commit_of(self, name: str, before: Told | None, document: Document | None, head: str) -> str:
-        """The commit that a project's state is about, when its folder was not changed since the last time."""
-        outside = document is not None and before is not None and digest_of(document) not in ("", before.digest)
+    def _touched(self, commit: str) -> dict[str, str] | None:
+        """The projects that were changed since the last time; None where Git cannot say, as after a rewritten history."""
+        if not self._head or self._head == commit:
+            return {}
+        try:
+            return self._commits.touched(self._head, commit)
+        except FlopsError:
+            return None
+
+    def _commit_of(
+        self, name: str, before: Told | None, document: Document | None, head: str, touched: Mapping[str, str] | None
+    ) -> str:
+        """The commit that a project's state is about."""
+        if touched is None or before is None or name in touched:
+            return (touched or {}).get(name, "") or self._commits.last(name, head) or head
+        outside = document is not None and digest_of(document) not in ("", before.digest)
         if outside and self._head and self._head != head:
             return head
-        return (before.commit if before else "") or self._commits.last(name, head) or head
+        return before.commit or self._commits.last(name, head) or head
 
 
 def _as_told(instance: str, name: str, document: Document) -> Told:

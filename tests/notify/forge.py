@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ class Forge:
         return f"http://127.0.0.1:{self.port}/api"
 
     @contextmanager
-    def serving(self, port: int = 0) -> Iterator[Forge]:
+    def serving(self, tls: ssl.SSLContext | None = None) -> Iterator[Forge]:
         """Listen while the body runs."""
         forge = self
 
@@ -122,7 +123,9 @@ class Forge:
             def log_message(self, format: str, *args: Any) -> None:
                 return
 
-        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         server.daemon_threads = True
         self.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

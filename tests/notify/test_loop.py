@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from reconciler.errors import NotifyError
+from reconciler.notify import notifier, outbox
 from reconciler.notify.notifier import Notifier
 from reconciler.notify.outbox import Outbox
 from reconciler.notify.sender import Sender
@@ -251,6 +253,43 @@ def test_which_commit_is_told(repos: Repos, site: Site, forge: Forge, tmp_path: 
     assert by_hand.offer({"a": document("3"), "b": document("1", "False")}) == [("a", second)], "a new digest without any commit"
     plans = site.edit({"build_plans/server.yaml": "x"})
     assert by_hand.offer({"a": document("4"), "b": document("1", "False")}) == [("a", plans)], "changed from outside of its folder"
+
+
+def test_a_history_that_was_rewritten(repos: Repos, site: Site, forge: Forge) -> None:
+    site.edit({"projects/a/x": "1"})
+    by_hand = Documents(repos, Sending(forge, repos.root / "by-hand"))
+    by_hand.offer({"a": document("1")})
+    by_hand.notifier._head = "0" * 40  # not there any more
+    anew = site.edit({"projects/a/x": "2"})
+    assert by_hand.offer({"a": document("2")}) == [("a", anew)]
+
+
+def test_what_is_dropped_is_said_and_counted(repos: Repos, site: Site, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "MAX_WAITING", 3)
+    by_hand = Documents(repos, Sending(forge, repos.root / "by-hand"))
+    told = by_hand.offer({f"p{number}": document("1") for number in range(5)})
+    assert [name for name, _ in told] == ["p2", "p3", "p4"]
+    assert by_hand.notifier.dropped == 2
+    assert "FL9412" in by_hand.sending.said[0]
+
+
+def test_many_are_written_down_in_parts(repos: Repos, site: Site, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notifier, "PART", 2)
+    by_hand = Documents(repos, Sending(forge, repos.root / "by-hand"))
+    documents = {f"p{number}": document("1") for number in range(5)}
+    take, parts = by_hand.notifier._outbox.take, [0]
+
+    def full_disk(*arguments: object) -> int:
+        parts[0] += 1
+        if parts[0] == 3:  # the first one was the baseline
+            raise NotifyError("FL9413", "The disk is full.", cure="Make space.", transient=True)
+        return take(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(by_hand.notifier._outbox, "take", full_disk)
+    assert [name for name, _ in by_hand.offer(documents)] == ["p0", "p1"]
+    assert "FL9413" in by_hand.sending.said[0]
+    assert [name for name, _ in by_hand.offer(documents)] == ["p2", "p3", "p4"]
+    assert by_hand.offer(documents) == []
 
 
 def test_one_project_that_cannot_be_told_is_in_nobodys_way(repos: Repos, site: Site, forge: Forge) -> None:
