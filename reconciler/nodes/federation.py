@@ -138,6 +138,7 @@ class Federation:
                 "FL5813",
                 f"No node of the federation {self.name!r} is declared for the tags {', '.join(sorted(tags)) or '(none)'}.",
                 cure="Add the tag to a file in nodes/, or correct training_configuration.data_tags.",
+                transient=True,  # a node that is declared changes no project's content
             )
         record = self._folder / "runs" / f"{spec.digest}.json"
         bundle = fab.build(repo_dir, spec)
