@@ -11,12 +11,14 @@ import argparse
 import os
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
-from reconciler.federation.training import TrainingEvent
-from tests.nodes.kit import Federation
+from reconciler.federation.training import TrainingEvent, run_training
+from reconciler.nodes.data import NodeData
+from tests.nodes.kit import Federation, idle_job, write_rows
 
 _IDLE = """import numpy as np
 from data_manager import DataManager
@@ -55,11 +57,7 @@ def measure(learners: int, rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         federation = Federation(Path(folder)).start()
         try:
-            repo = Path(folder) / "repo"
-            repo.mkdir()
-            (repo / "model_manager.py").write_text(_IDLE)
-            source = Path(__file__).parent.parent / "tests" / "federation" / "repos" / "digits" / "data_manager.py"
-            (repo / "data_manager.py").write_bytes(source.read_bytes())
+            repo = _repo(Path(folder))
             for number in range(learners):
                 federation.node(f"node-{number}").start()
             memory: dict[str, float] = {}
@@ -85,6 +83,28 @@ def measure(learners: int, rounds: int) -> dict[str, float]:
             federation.stop()
 
 
+def embedded(learners: int, rounds: int) -> float:
+    """Seconds of a message of the same work with learners beside the aggregator."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        repo = _repo(root)
+        data = NodeData(root / "data")
+        data.add(write_rows(root / "rows.parquet", 200 * learners, 1), name="rows", tags=["blobs"])
+        shards = tuple(data.shard(["blobs"], number, learners).path for number in range(learners))
+        job = replace(idle_job(root), shards=shards, repo_dir=repo, rounds=rounds, min_available=learners, min_fit=learners)
+        result = run_training(job, on_event=lambda _: None, cancelled=lambda: False)
+        return statistics.median(item.seconds for item in result.rounds[1:]) / 2
+
+
+def _repo(root: Path) -> Path:
+    repo = root / "repo"
+    repo.mkdir()
+    (repo / "model_manager.py").write_text(_IDLE)
+    source = Path(__file__).parent.parent / "tests" / "federation" / "repos" / "digits" / "data_manager.py"
+    (repo / "data_manager.py").write_bytes(source.read_bytes())
+    return repo
+
+
 def _memory(pids: list[int]) -> float:
     processes = [process for pid in pids for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
     return float(sum(process.memory_full_info().pss for process in processes)) / 1e6
@@ -104,11 +124,15 @@ def main() -> None:
     parser.add_argument("--learners", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
-    print("learners  round [ms]  per message [ms]  CPU a message [ms]  superlink [MB]  node with learner [MB]")
+    print(f"load average {os.getloadavg()[0]:.1f}")
+    print(
+        "learners  round [ms]  per message [ms]  embedded [ms]  ratio  CPU a message [ms]  superlink [MB]  node with learner [MB]"
+    )
     for learners in arguments.learners:
-        found = measure(learners, arguments.rounds)
+        found, beside = measure(learners, arguments.rounds), embedded(learners, arguments.rounds)
         print(
-            f"{learners:8}  {found['round'] * 1e3:10.0f}  {found['message'] * 1e3:16.0f}  {found['cpu'] * 1e3:18.0f}  "
+            f"{learners:8}  {found['round'] * 1e3:10.0f}  {found['message'] * 1e3:16.0f}  {beside * 1e3:13.1f}  "
+            f"{found['message'] / beside:5.1f}  {found['cpu'] * 1e3:18.0f}  "
             f"{found['superlink']:14.0f}  {found['node']:22.0f}"
         )
 

@@ -18,7 +18,7 @@ import psutil
 from reconciler.actors import Actors
 from reconciler.budget import Budget
 from reconciler.environments import Environment, EnvironmentStore, Lock
-from reconciler.errors import SecretError, TrackingError, TrainingError
+from reconciler.errors import SecretError, SpecErrors, TrackingError, TrainingError
 from reconciler.federation.data import DataCatalog
 from reconciler.images.store import ImageStore, ProjectImage
 from reconciler.journal import Journal
@@ -165,7 +165,7 @@ class Engine:
         return DockerEngine(self.config.docker_host)
 
     def federation(self, name: str, commit: str) -> Federation:
-        """A federation with the nodes that a commit declares. Raises TrainingError for an unknown one, SpecErrors."""
+        """A federation with the nodes that a commit declares. Raises TrainingError for an unknown one, or an invalid file."""
         config = self.config.federations.get(name)
         if config is None:
             known = ", ".join(self.config.federations) or "none"
@@ -175,7 +175,14 @@ class Engine:
         # Flower's protocol takes 40 MB: only who trains over nodes needs it.
         from reconciler.nodes.federation import Federation, declared
 
-        nodes = declared(read_nodes(self.repo.path, commit), name)
+        try:
+            nodes = declared(read_nodes(self.repo.path, commit), name)
+        except SpecErrors as refused:
+            first = refused.errors[0]
+            # Transient: no project's own content changes when the file is mended.
+            raise TrainingError(
+                "FL5721", f"A file of nodes/ is not valid: {first.cause}", cure=first.cure, where=first.where, transient=True
+            ) from refused
         return Federation(name, config, nodes, self.state / "federations" / name, self.runtime, instance=self.config.instance)
 
     def secret(self, customer: str, name: str) -> str:

@@ -185,6 +185,7 @@ CODES: dict[str, str] = {
     "FL5710": "The data have no column of labels to deal them by.",
     "FL5711": "The data cannot be dealt so that every learner has enough rows.",
     "FL5720": "what a node says of its held-out rows cannot be",
+    "FL5721": "a file of nodes/ that is not valid",
     # --- FL58xx federations of nodes
     "FL5801": "the SuperLink does not answer",
     "FL5802": "the SuperLink refuses a request",

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from reconciler.engine import Engine
-from reconciler.errors import FlopsError, SpecErrors
+from reconciler.errors import FlopsError
 from reconciler.execution import unexpected
 from reconciler.nodes import SUPERLINK
 from reconciler.runtimes.model import Service
@@ -34,7 +34,7 @@ class _Kept:
 
     commit: str = ""
     federation: Federation | None = None
-    invalid: tuple[FlopsError, ...] = ()
+    invalid: FlopsError | None = None
     done: str = ""
     done_at: float = 0.0
     error: FlopsError | None = None
@@ -86,8 +86,8 @@ class Federations:
         for name, config in sorted(declared.items()):
             kept = self._kept.setdefault(name, _Kept())
             self._read(name, commit, kept)
-            for error in kept.invalid:
-                complain(error)
+            if kept.invalid is not None:
+                complain(kept.invalid)
             if kept.federation is None:
                 continue
             there = config.superlink is not None or name in running
@@ -107,11 +107,9 @@ class Federations:
         if kept.commit == commit:
             return
         try:
-            kept.federation, kept.invalid, kept.commit = self._engine.federation(name, commit), (), commit
-        except SpecErrors as refused:
-            kept.invalid, kept.commit = refused.errors, commit
+            kept.federation, kept.invalid, kept.commit = self._engine.federation(name, commit), None, commit
         except FlopsError as error:
-            kept.invalid = (error,)
+            kept.invalid, kept.commit = error, commit
 
     def _see_to(self, name: str, wanted: str, work: Callable[[], object], *, there: bool = True) -> None:
         now = self._monotonic()

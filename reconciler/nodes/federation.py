@@ -139,6 +139,7 @@ class Federation:
                 "FL5813",
                 f"No node of the federation {self.name!r} is declared for the tags {', '.join(sorted(tags)) or '(none)'}.",
                 cure="Add the tag to a file in nodes/, or correct training_configuration.data_tags.",
+                transient=True,  # a node that is declared changes no project's content
             )
         clusters = None
         if wanted is not None:

@@ -31,6 +31,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from reconciler.errors import TrainingError
 from reconciler.nodes.keys import KeyPair, public_bytes
+from reconciler.nodes.together import Together
 
 HEARTBEAT_SECONDS = 10.0
 """Flower's shortest; a node that misses two is offline."""
@@ -73,6 +74,7 @@ class Fleet:
             Hold(HOLD_SECONDS),
         ]
         self._client = FleetHttpClient.from_server_address(address, False, certificates, interceptors)
+        self._together = Together(self._client, "fleet")
         self._node = Node()
         self._ended = threading.Event()
 
@@ -125,8 +127,13 @@ class Fleet:
                 return None
             empty = message_from_proto(answer.messages_list[0])
             run_id, identifier = empty.metadata.run_id, empty.metadata.message_id
-            names = {tree.object_id for tree in iterate_object_tree(answer.message_object_trees[0])}
-            contents = {name: self._pull(run_id, name) for name in names}
+            names = sorted({tree.object_id for tree in iterate_object_tree(answer.message_object_trees[0])})
+            calls = [("PullObject", PullObjectRequest(node=self._node, run_id=run_id, object_id=name)) for name in names]
+            pulled = dict(zip(names, self._together(calls), strict=True))
+            contents = {
+                name: bytes(found.object_content) if found.object_available else self._pull(run_id, name)
+                for name, found in pulled.items()
+            }
             message = inflate_object_from_contents(identifier, contents)
             message.metadata.__dict__["_message_id"] = identifier
             confirmation = ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=identifier)
@@ -146,13 +153,14 @@ class Fleet:
                 )
             )
             objects = get_all_nested_objects(reply)
-            for name in answer.objects_to_push:
-                self._client.PushObject(
-                    PushObjectRequest(
-                        node=self._node, run_id=reply.metadata.run_id, object_id=name,
-                        object_content=objects[name].deflate(), session_id=answer.session_id,
-                    )
-                )  # fmt: skip
+            pushes = [
+                PushObjectRequest(
+                    node=self._node, run_id=reply.metadata.run_id, object_id=name,
+                    object_content=objects[name].deflate(), session_id=answer.session_id,
+                )
+                for name in answer.objects_to_push
+            ]  # fmt: skip
+            self._together([("PushObject", push) for push in pushes])
 
     def bundle_hash(self, run_id: int) -> str:
         """The hash of a run's app bundle. Raises RunOverError."""

@@ -37,6 +37,7 @@ from reconciler.nodes import packing
 from reconciler.nodes.clusters import Clusters
 from reconciler.nodes.fab import AppBundle
 from reconciler.nodes.superlink import SuperLink, told
+from reconciler.nodes.together import Call, Together
 
 _HEARTBEAT = 15.0
 _FASTEST, _SLOWEST, _SHARE = 0.008, 0.4, 0.05
@@ -85,6 +86,7 @@ class Relay:
         self._record = record
         self._run_id = 0
         self._client: RuntimeHttpClient | None = None
+        self._calls: tuple[RuntimeHttpClient, Together] | None = None
         self._node_ids: dict[str, int] = {}
         self._sent: dict[str, _Sent] = {}
         self._unsent: list[_Sent] = []
@@ -175,6 +177,11 @@ class Relay:
                 self._superlink.stop(self._run_id)
             self._record.unlink(missing_ok=True)
         self._api.close()
+
+    def _together(self, calls: Sequence[Call]) -> list[Any]:
+        if self._calls is None or self._calls[0] is not self._api:
+            self._calls = self._api, Together(self._api, "runtime")
+        return self._calls[1](calls)
 
     @property
     def _api(self) -> RuntimeHttpClient:
@@ -293,13 +300,14 @@ class Relay:
                     message_object_trees=trees,
                 )
             )
-            for name in answer.objects_to_push:
-                self._api.PushObject(
-                    PushObjectRequest(
-                        node=_NODE, run_id=self._run_id, object_id=name, object_content=objects[name].deflate(),
-                        session_id=answer.session_id,
-                    )
-                )  # fmt: skip
+            pushes = [
+                PushObjectRequest(
+                    node=_NODE, run_id=self._run_id, object_id=name, object_content=objects[name].deflate(),
+                    session_id=answer.session_id,
+                )
+                for name in answer.objects_to_push
+            ]  # fmt: skip
+            self._together([("PushObject", push) for push in pushes])
         self._unsent = []
         for (sent, _), identifier in zip(messages, answer.message_ids, strict=True):
             if identifier:
@@ -321,8 +329,12 @@ class Relay:
         with told():
             answer = self._api.PullMessages(runtime_pb2.PullAppMessagesRequest(message_ids=list(self._sent)))
             for proto, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
-                names = {item.object_id for item in iterate_object_tree(tree)}
-                contents = {name: self._object(name) for name in names}
+                names = sorted({item.object_id for item in iterate_object_tree(tree)})
+                requests = [PullObjectRequest(node=_NODE, run_id=self._run_id, object_id=name) for name in names]
+                pulled = zip(names, self._together([("PullObject", request) for request in requests]), strict=True)
+                contents = {
+                    name: bytes(found.object_content) if found.object_available else self._object(name) for name, found in pulled
+                }
                 identifier = proto.metadata.message_id
                 sent = self._sent.get(proto.metadata.reply_to_message_id)
                 if any(content is None for content in contents.values()):

@@ -9,7 +9,7 @@ for messages held until there is one, so that nobody has to ask all the time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from fastapi import Request
 from flwr.proto import fab_pb2, fleet_pb2, heartbeat_pb2, run_pb2, runtime_pb2
 from flwr.proto import message_pb2 as objects
+from flwr.proto.recorddict_pb2 import BytesList
 from flwr.supercore.constant import TASK_TOKEN_HEADER
 from flwr.supercore.dependencies.task import authenticate_task
 from flwr.superlink.routers.fleet.node_auth import authenticate_node
@@ -24,6 +25,7 @@ from flwr.superlink.servicer.fleet import fleet_handlers as fleet
 from flwr.superlink.servicer.runtime import runtime_handlers as runtime
 
 from reconciler.nodes.fleet import HOLD_HEADER
+from reconciler.nodes.together import NAME
 
 LONGEST_HOLD = 20.0
 _THREADS = 4
@@ -70,6 +72,8 @@ _RUNTIME = {
 CALLS = {f"/v1/fleet/{name}": call for name, call in _FLEET.items()} | {
     f"/v1/runtime/{name}": call for name, call in _RUNTIME.items()
 }
+_MANY = _Call(BytesList, lambda *_: None)
+"""Several of these calls in one request: their names and requests, in turn."""
 
 
 class FastCalls:
@@ -81,7 +85,7 @@ class FastCalls:
         self._bells: dict[tuple[str, int], asyncio.Event] = {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        call = CALLS.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        call = _called(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if call is None:
             await self._app(scope, receive, send)
             return
@@ -96,6 +100,10 @@ class FastCalls:
         try:
             answer = await self._answer(scope, call, body)
         except Exception:
+            if scope["path"].endswith(f"/{NAME}"):
+                await send({"type": "http.response.start", "status": 409, "headers": [(b"content-length", b"0")]})
+                await send({"type": "http.response.body", "body": b""})  # it asks one by one
+                return
             # Refused or broken: Flower's app says how, with the request as it came.
             await self._app(scope, _replay(body, receive), send)
             return
@@ -107,6 +115,9 @@ class FastCalls:
         message = call.request.FromString(body)
         side = scope["path"].split("/")[2]
         loop = asyncio.get_running_loop()
+        if scope["path"].endswith(f"/{NAME}"):
+            parts = list(zip(message.vals[::2], message.vals[1::2], strict=True))
+            return bytes(await loop.run_in_executor(self._pool, self._all, scope, side, parts))
         deadline = loop.time() + (_hold(scope) if call.asks else 0.0)
         while True:
             bell, key = None, None
@@ -126,6 +137,14 @@ class FastCalls:
         if scope["path"].endswith("/push-messages"):
             self._ring(side, message)
         return bytes(answer.SerializeToString())
+
+    def _all(self, scope: Any, side: str, parts: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """Each call as if it had come alone."""
+        answers = []
+        for name, body in parts:
+            call = CALLS[f"/v1/{side}/{name.decode()}"]
+            answers.append(self._handle(scope, side, call, call.request.FromString(body)).SerializeToString())
+        return bytes(BytesList(vals=answers).SerializeToString())
 
     def _handle(self, scope: Any, side: str, call: _Call, message: Any) -> Any:
         request = Request({**scope, "app": self._app, "state": {}})
@@ -147,6 +166,10 @@ class FastCalls:
             waiting = [bell for (kind, node), bell in self._bells.items() if kind == "fleet" and node in ids]
         for bell in waiting:
             bell.set()
+
+
+def _called(path: str) -> _Call | None:
+    return _MANY if path in (f"/v1/fleet/{NAME}", f"/v1/runtime/{NAME}") else CALLS.get(path)
 
 
 def _key(side: str, message: Any, scope: Any) -> tuple[str, int]:

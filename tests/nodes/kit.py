@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,18 @@ class Process:
 
     def said(self) -> str:
         return self.log.read_text(errors="replace") if self.log.is_file() else ""
+
+
+def idle_job(root: Path) -> TrainingJob:
+    """A training of three rounds that nobody takes part in yet."""
+    values: dict[str, Any] = {
+        "project": "digits", "digest": "cd" * 32, "customer": "me", "repo_dir": REPO, "python": Path(sys.executable),
+        "shards": (), "holdout": None, "run_dir": root / "run", "flavor": "sklearn", "rounds": 3, "seed": 1,
+        "min_available": 1, "min_fit": 1, "min_evaluate": 1, "fraction_fit": 1.0, "strategy_name": "fedavg",
+        "strategy_arguments": {}, "round_timeout": 60.0, "memory_mb": 200, "vcpus": 1, "metric": "accuracy",
+        "direction": "max",
+    }  # fmt: skip
+    return TrainingJob(**values)
 
 
 @dataclass
@@ -242,14 +254,8 @@ class Federation:
         return partial(make_relay, self.access(), candidates, keys, fab.build(repo, spec), digest, record, clusters=found)
 
     def job(self, nodes: int, **changes: Any) -> TrainingJob:
-        values: dict[str, Any] = {
-            "project": "digits", "digest": "cd" * 32, "customer": "me", "repo_dir": REPO, "python": Path(sys.executable),
-            "shards": (), "holdout": None, "run_dir": self.root / "run", "flavor": "sklearn", "rounds": 3, "seed": 1,
-            "min_available": nodes, "min_fit": nodes, "min_evaluate": nodes, "fraction_fit": 1.0, "strategy_name": "fedavg",
-            "strategy_arguments": {}, "round_timeout": 60.0, "memory_mb": 200, "vcpus": 1, "metric": "accuracy",
-            "direction": "max",
-        }  # fmt: skip
-        return TrainingJob(**{**values, **changes})
+        numbers = {"min_available": nodes, "min_fit": nodes, "min_evaluate": nodes}
+        return replace(idle_job(self.root), **{**numbers, **changes})
 
     def train(
         self, nodes: int, on_event: Callable[[TrainingEvent], None] = lambda _: None, relay: Relay | None = None,

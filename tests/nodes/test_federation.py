@@ -201,3 +201,24 @@ def test_a_node_leaves_in_order(federation: Federation) -> None:
     assert node.process is not None
     assert node.process.returncode == 0
     assert [member.connected for member in federation.superlink().members()] == [False]
+
+
+def test_a_message_takes_few_requests(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its objects go together; what is counted is what the reconciler asks of the SuperLink, with all that waits in it."""
+    import httpx
+
+    asked: list[str] = []
+    real = httpx.Client.send
+
+    def counted(client: httpx.Client, request: httpx.Request, **options: object) -> httpx.Response:
+        answer = real(client, request, **options)  # type: ignore[arg-type]
+        asked.append(f"{request.url.path.rpartition('/')[2]} {answer.status_code}")
+        return answer
+
+    monkeypatch.setattr(httpx.Client, "send", counted)
+    federation.node("a").start()
+    federation.train(1, rounds=3)
+    messages = asked.count("push-messages 200")
+    assert asked.count("together 200") >= 2 * messages, "there and back"
+    assert "together 409" not in asked
+    assert asked.count("push-object 200") == 0

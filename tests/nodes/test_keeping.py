@@ -128,6 +128,8 @@ def test_a_superlink_follows_what_is_declared_without_any_training(kept: Kept) -
     bench.commit("A file that is not valid")
     kept.look()
     assert kept.told
+    assert kept.told[0].code == "FL5721"
+    assert kept.told[0].transient
     assert str(kept.told[0].where).startswith("nodes/d.yaml")
     assert kept.federations.failing
     assert kept.names() == {"a", "c"}, "what was declared last is still allowed"
