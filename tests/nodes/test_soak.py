@@ -28,7 +28,7 @@ from reconciler.errors import TrainingError
 from reconciler.federation.training import ClusterShare, TrainingEvent, TrainingJob, TrainingResult, run_training
 from tests.federation.processes import aggregator_of, later, learners_of, rounds_of
 from tests.federation.test_training import same
-from tests.nodes.kit import Federation
+from tests.nodes.kit import Federation, eventually
 
 SOAK = bool(os.environ.get("FLOPS_SOAK"))
 CYCLES, ROUNDS, TRIES = 3, 3, 10
@@ -57,8 +57,9 @@ class Ground:
     def run(
         self, run_dir: Path, on_event: Callable[[TrainingEvent], None] = lambda _: None, needed: int = 1
     ) -> TrainingResult:  # fmt: skip
-        """Trains, again after each failure that may pass: as the reconciler does, without its pauses."""
+        """Trains, again after each failure that may pass: as the reconciler does, with a SuperLink that answers for its pauses."""
         for _ in range(TRIES):
+            eventually(self.federation.healthy)
             try:
                 return run_training(
                     self.job(run_dir, needed), on_event=on_event, cancelled=lambda: False, link=self.federation.relay(clusters=[])
