@@ -28,7 +28,7 @@ from reconciler.errors import TrainingError
 from reconciler.federation.training import ClusterShare, TrainingEvent, TrainingJob, TrainingResult, run_training
 from tests.federation.processes import aggregator_of, later, learners_of, rounds_of
 from tests.federation.test_training import same
-from tests.nodes.kit import Federation
+from tests.nodes.kit import Federation, eventually
 
 SOAK = bool(os.environ.get("FLOPS_SOAK"))
 CYCLES, ROUNDS, TRIES = 3, 3, 10
@@ -49,17 +49,20 @@ class Ground:
     expected: TrainingResult | None = None
     seconds: float = 0.0
 
-    def job(self, run_dir: Path) -> TrainingJob:
-        few = {"min_fit": 1, "min_evaluate": 1, "round_timeout": 6.0}
+    def job(self, run_dir: Path, needed: int = 1) -> TrainingJob:
+        timeout = 60.0 if needed > 1 else 6.0
         clusters = (ClusterShare("east", 2), ClusterShare("west", 2))
-        return self.federation.job(1, run_dir=run_dir, cycles=CYCLES, rounds=ROUNDS, clusters=clusters, **few)
+        return self.federation.job(needed, run_dir=run_dir, cycles=CYCLES, rounds=ROUNDS, clusters=clusters, round_timeout=timeout)
 
-    def run(self, run_dir: Path, on_event: Callable[[TrainingEvent], None] = lambda _: None) -> TrainingResult:
-        """Trains, again after each failure that may pass: as the reconciler does, without its pauses."""
+    def run(
+        self, run_dir: Path, on_event: Callable[[TrainingEvent], None] = lambda _: None, needed: int = 1
+    ) -> TrainingResult:  # fmt: skip
+        """Trains, again after each failure that may pass: as the reconciler does, with a SuperLink that answers for its pauses."""
         for _ in range(TRIES):
+            eventually(self.federation.healthy)
             try:
                 return run_training(
-                    self.job(run_dir), on_event=on_event, cancelled=lambda: False, link=self.federation.relay(clusters=[])
+                    self.job(run_dir, needed), on_event=on_event, cancelled=lambda: False, link=self.federation.relay(clusters=[])
                 )
             except TrainingError as error:
                 if not error.transient:
@@ -77,7 +80,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
             made.node(name, cluster=cluster, rows=100 + 60 * number).start()
         found = Ground(made)
         started: list[float] = []
-        found.expected = found.run(made.root / "undisturbed", lambda e: started.append(time.monotonic()))
+        # Every learner has its part in every round of it, so equal numbers of answers are equal sets.
+        found.expected = found.run(made.root / "undisturbed", lambda e: started.append(time.monotonic()), needed=2)
         found.seconds = time.monotonic() - started[0]
         yield found
     finally:

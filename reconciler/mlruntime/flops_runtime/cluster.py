@@ -70,7 +70,9 @@ def _nodes(spec: Mapping[str, Any], work: Path, tell: _Relay) -> SuperLinkGrid:
     identity.set_identity()
     job = spec["job"]
     patience = _PATIENCE if job["round_timeout"] is None else min(_PATIENCE, float(job["round_timeout"]))
-    return SuperLinkGrid(Connection(spec["link"]), int(job["min_available"]), tell, patience=patience)
+    grid = SuperLinkGrid(Connection(spec["link"]), int(job["min_available"]), tell, patience=patience)
+    grid.prepare()  # the root asks one cluster for the parameters to start from; all nodes get ready meanwhile
+    return grid
 
 
 def client_app(spec: Mapping[str, Any], grid: RunGrid, directory: Path, tell: _Relay) -> ClientApp:

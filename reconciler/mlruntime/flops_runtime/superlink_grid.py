@@ -109,11 +109,10 @@ class SuperLinkGrid(RunGrid):
         deadline = None if timeout is None else started + timeout
         while True:
             self._look()
-            busy = [node for node in self.learners if node.asked]
+            asked = [node for node in self.learners if node.asked]
             ready = [node for node in self.learners if node.ready]
             now = time.monotonic()
-            if grace is not None:
-                busy = [node for node in busy if now - node.asked_at < grace]
+            busy = [node for node in asked if grace is None or now - node.asked_at < grace]
             if len(ready) >= self._needed and not busy:
                 self._in_vain = False
                 return ready
@@ -122,7 +121,7 @@ class SuperLinkGrid(RunGrid):
                 self._in_vain = len(ready) < self._needed
                 self._note_missing()
                 return ready
-            if len(ready) < self._needed and not busy and not self._waiting_told:
+            if len(ready) < self._needed and not asked and not self._waiting_told:
                 self._waiting_told = True
                 self._tell("waiting", f"{len(ready)} of {self._needed} nodes are there: waiting for others to connect")
             self._pump(now + _LOOK)
@@ -139,6 +138,11 @@ class SuperLinkGrid(RunGrid):
             if not node.ready and node.failure is None:
                 cause = "It is not ready yet." if node.connected else "It is not connected."
                 node.failure = Failure("FL5811", cause, cure="It takes part again when it is back.", transient=True)
+
+    def prepare(self) -> None:
+        """Lets the nodes that are connected prepare the run, without waiting for them."""
+        with contextlib.suppress(Failure):  # the end of the run is told to whoever needs its nodes
+            self._look()
 
     def _look(self) -> None:
         """Asks who is connected, and prepares who has come."""
