@@ -35,6 +35,7 @@ from reconciler.statusdoc import read_documents
 SIZES = (100, 1000, 10_000)
 CHANGED = (0, 1, 10, 100, 1000)
 WORLD = "world.pickle"
+LOADED = time.time()
 Rows = list[tuple[str, str, str, str]]
 
 
@@ -62,20 +63,12 @@ def main(sizes: list[int]) -> int:
 
 def measure(folder: Path, count: int, rows: Rows) -> list[str]:
     """The rows of one size; its line of the curve."""
-    site, world = Site.made(folder, count), World()
-    engine = null_engine(site.clone, folder / "state", world)
-    first = Controller(engine, Observer(engine.journal), execute=NullExecutor(engine))
-    seconds = _timed(first.converge)
-    busy = _memory()
-    del first, engine
-    with (folder / WORLD).open("wb") as file:
-        lock, world.lock = world.lock, None  # type: ignore[assignment]  # a lock cannot be written down
-        pickle.dump(world, file)
-        world.lock = lock
+    seconds, busy = prepared(folder, count)
+    site = Site(folder)
     before = _commits(site)
-    idle = _child("idle", folder, count)
+    idle = run_child("idle", folder, count)
     made = _commits(site) - before
-    action = _child("action", folder, count)
+    action = run_child("action", folder, count)
     found = {
         f"all of {count} new, to convergence and published": (f"{seconds:.2f} s, {count / seconds:.0f}/s", "≥ 200/s"),
         "idle look, cold (nothing in memory)": (f"{idle['cold']:.3f} s", ""),
@@ -86,7 +79,7 @@ def measure(folder: Path, count: int, rows: Rows) -> list[str]:
         f"a trigger after a commit that changes 1 of {count}, to action": (f"{action['action']:.3f} s", "≤ 0.3 s"),
     }
     rows += [(str(count), what, measured, target) for what, (measured, target) in found.items()]
-    line = _child("curve", folder, count)
+    line = run_child("curve", folder, count)
     results = {"converge_per_second": count / seconds, "busy_memory_mib": busy, "idle_commits": made, **idle, **action}
     record("controller", {f"{count}": {**results, "curve": line}})
     return [f"{idle['memory']:.0f} MiB"] + [
@@ -94,8 +87,20 @@ def measure(folder: Path, count: int, rows: Rows) -> list[str]:
     ]
 
 
-def _child(what: str, folder: Path, count: int) -> dict[str, float]:
-    """A figure of a process of its own: memory is what that process needs, and nothing that was there before."""
+def prepared(folder: Path, count: int) -> tuple[float, float]:
+    """A site whose projects are all done, and its world written down: how long that took, and the memory after it in MiB."""
+    site, world = Site.made(folder, count), World()
+    engine = null_engine(site.clone, folder / "state", world)
+    controller = Controller(engine, Observer(engine.journal), execute=NullExecutor(engine))
+    seconds = _timed(controller.converge)
+    busy = _memory()
+    kept = {name: value for name, value in vars(world).items() if name != "lock"}
+    (folder / WORLD).write_bytes(pickle.dumps(kept))
+    return seconds, busy
+
+
+def run_child(what: str, folder: Path, count: int) -> dict[str, float]:
+    """Figures of a process of its own: memory is what that process needs, and nothing that was there before."""
     done = subprocess.run(
         [sys.executable, "-m", "bench.controller", what, str(folder), str(count)], stdout=subprocess.PIPE, check=True
     )
@@ -113,7 +118,7 @@ def idle(folder: Path, _count: int) -> dict[str, float]:
     for _ in range(5):
         controller.wake()
         warm.append(_timed(controller.step))
-    return {"cold": cold, "warm": min(warm), "memory": _memory()}
+    return {"cold": cold, "warm": min(warm), "memory": _memory(), "import": LOADED - psutil.Process().create_time()}
 
 
 def action(folder: Path, _count: int) -> dict[str, float]:
@@ -178,8 +183,7 @@ def _raise(error: Exception) -> None:
 
 def _found(folder: Path) -> tuple[NullEngine, Observer]:
     """The engine over a world that another process has made."""
-    world: World = pickle.loads((folder / WORLD).read_bytes())
-    world.lock = threading.Lock()
+    world = World(**pickle.loads((folder / WORLD).read_bytes()))
     engine = null_engine(folder / "clone", folder / "state", world, OperatorConfig())
     return engine, Observer(engine.journal)
 
