@@ -53,6 +53,8 @@ demo: setup
 bench: setup
 	$(BIN)/python -m bench.base_case
 	$(BIN)/python -m bench.controller
+	$(BIN)/python -m bench.push
+	$(BIN)/python -m bench.alternatives
 	$(BIN)/python -m bench.federation
 	$(BIN)/python -m bench.images
 

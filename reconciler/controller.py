@@ -24,7 +24,7 @@ from functools import partial
 
 from reconciler.asking import PATIENCE
 from reconciler.engine import Engine
-from reconciler.errors import ControllerError, FlopsError
+from reconciler.errors import FlopsError
 from reconciler.events import Complaints, Observer
 from reconciler.execution import Ending, Execution, unexpected
 from reconciler.federations import Federations
@@ -37,7 +37,7 @@ from reconciler.plan import Change
 from reconciler.publishing import Publisher
 from reconciler.revisions import Revisions
 from reconciler.running import Convergence, Execute, Run, StagesExecutor
-from reconciler.turns import declares_nothing, nothing_declared, waits_for, why_superseded, work_key
+from reconciler.turns import declares_nothing, nothing_declared, somebody_else, stopped, waits_for, why_superseded, work_key
 from reconciler.workqueue import WorkQueue
 
 MAX_TRIES = 6
@@ -70,11 +70,11 @@ class Controller:
         self._publisher = publisher or Publisher(engine.status, lambda text: observer.tell("", "warning", text))
         self.notifier = open_notifier(engine.config, engine.journal, engine.repo, observer)
         self.lease = lease or Lease(engine.journal, monotonic=monotonic)
-        poll, again = engine.config.poll_interval, partial(self.wake, fetch=False)
-        self.revisions = Revisions(engine.ml_repos, self._asking, again, monotonic=monotonic, uniform=uniform, refresh=poll)
-        self._looker = Looker(engine, self.revisions, changed=again, monotonic=monotonic)
-        self._federations = Federations(engine, self._asking, again, monotonic=monotonic, uniform=uniform)
-        self._patience = patience
+        poll, self._patience = engine.config.poll_interval, patience
+        look_again = partial(self.wake, fetch=False)
+        self.revisions = Revisions(engine.ml_repos, self._asking, look_again, monotonic=monotonic, uniform=uniform, refresh=poll)
+        self._looker = Looker(engine, self.revisions, changed=look_again, monotonic=monotonic)
+        self._federations = Federations(engine, self._asking, look_again, monotonic=monotonic, uniform=uniform)
         self._pace = Pace(poll, uniform)
         self.queue = WorkQueue(parallel, uniform)
         self.ledger = Ledger()
@@ -136,12 +136,7 @@ class Controller:
         """Until nothing is left to do, or what is left failed `tries` times (`flops reconcile --once`)."""
         self._tries = tries
         if not self.lease.try_acquire():
-            raise ControllerError(
-                "FL9004",
-                "Another reconciler works on this state directory.",
-                cure="Wait for it or stop it; two never work on one state.",
-                transient=True,
-            )
+            raise somebody_else()
         with self._leading():
             self.wake()
             while not self._stop.is_set() and not self._lost.is_set():
@@ -151,7 +146,7 @@ class Controller:
                 self._rest(pause)
             self._end()
         if self.view is None or self._lost.is_set():
-            raise ControllerError("FL9011", "It was stopped before it was done.", cure="Start it again.", transient=True)
+            raise stopped()
         retrying = any(item.ending in {Ending.TRANSIENT, Ending.CANCELLED} for item in self._executions.values())
         known = not (self.view.unreachable or self.view.waiting or self._federations.failing)
         return Convergence(self.view, dict(self._executions), known and not retrying)
@@ -237,8 +232,7 @@ class Controller:
         wanted = self._pace.begins(now, fetch=bool(asked))
         trouble = True
         try:
-            fetched = self._looker.fetch(wanted=wanted)
-            self._complain.begin(all_anew=fetched is not None)
+            self._complain.begin(all_anew=(fetched := self._looker.fetch(wanted=wanted)) is not None)
             if fetched is not None and fetched.error is not None:
                 self._complain(fetched.error)
             if self.view is None:
@@ -323,10 +317,10 @@ class Controller:
         guarded = self._guarded(view)
         for name in self.queue.due(now):
             item = view.projects.get(name)
-            if item is None or (guarded and item.desired is None) or self._gave_up(item):
+            # For who is held a look follows as soon as its tracking server has answered.
+            held = item is not None and item.customer in view.held and item.plan.change is not Change.PRUNE
+            if item is None or held or (guarded and item.desired is None) or self._gave_up(item):
                 continue
-            if item.customer in view.held and item.plan.change is not Change.PRUNE:
-                continue  # a look follows as soon as its tracking server has answered
             if others := waits_for(item, view, self._runs):
                 self.ledger.waits(item, others)
                 continue

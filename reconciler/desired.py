@@ -7,9 +7,8 @@ itself – a branch of an ML repo – is resolved once per content of the projec
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from sys import intern
 from typing import Any
@@ -18,6 +17,7 @@ from reconciler import schedule
 from reconciler.digests import digest_of, flatten
 from reconciler.errors import FlopsError, SourceError, SpecError, SpecErrors, Where
 from reconciler.federation.data import DataCatalog
+from reconciler.parsing import Parsed, Problems, parse_project, wrong_dependencies
 from reconciler.plan import DesiredProject
 from reconciler.policy import Asked, secret_refused, violations
 from reconciler.runtime_version import TRAINING_VERSION, mlruntime_digest
@@ -25,32 +25,17 @@ from reconciler.schedule import Schedules
 from reconciler.source import MLRepoRevision, MLRepos, ProjectFiles, Snapshot
 from reconciler.spec import (
     BuildPlan,
-    MockData,
     OperatorConfig,
     ProjectSLA,
     deployment_spec,
-    load_mock_data,
-    load_sla,
     plans_key,
     project_plans,
     training_spec,
 )
-from reconciler.spec.dependencies import circles, missing
 from reconciler.spec.policy import Policy
 from reconciler.stages.model import Declared
 
 INFERENCE = "inference"
-SLA_NAMES = ("sla.yaml", "sla.yml", "sla.json")
-MOCK_NAMES = ("mock_data.yaml", "mock_data.yml", "mock_data.json")
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """A project's files as models; cached by tree hash, so that an unchanged project is never parsed twice."""
-
-    sla: ProjectSLA
-    sla_text: bytes
-    mock_data: MockData | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +48,6 @@ class Unresolved:
 
 
 Found = Declared | DesiredProject | Unresolved
-Problems = tuple[Mapping[str, Any], ...]
 Resolve = Callable[[str, str | None, str, bool], MLRepoRevision]
 """URL, ref, folder and whether the ref is followed → the revision. A transient SourceError when it is not known yet."""
 
@@ -112,7 +96,7 @@ class DesiredState:
         """
         rejected = {error.where.path.split("/")[1]: error for error in snapshot.rejected if error.where}
         parsed = {name: self._parse(files) for name, files in snapshot.projects.items() if name not in rejected}
-        wrong = self._refused(parsed, snapshot, recorded) | _dependencies(parsed, rejected)
+        wrong = self._refused(parsed, snapshot, recorded) | wrong_dependencies(parsed, rejected)
         inside = self._trees_inside(snapshot, parsed)
         data: dict[tuple[object, ...], tuple[tuple[str, str], ...] | FlopsError] = {}
         found: list[Found] = []
@@ -337,40 +321,6 @@ class DesiredState:
                 kept.pop(name, None)
 
 
-def parse_project(files: ProjectFiles) -> Parsed | Problems:
-    """A project's SLA and mock data, or all that is wrong with them."""
-    problems: list[Mapping[str, Any]] = []
-    sla: ProjectSLA | None = None
-    mock_data: MockData | None = None
-    sla_name = next((name for name in SLA_NAMES if name in files.files), SLA_NAMES[0])
-    mock_name = next((name for name in MOCK_NAMES if name in files.files), None)
-    try:
-        sla = load_sla(files.files[sla_name], f"{files.path}/{sla_name}")
-    except SpecErrors as errors:
-        problems += [error.to_dict() for error in errors.errors]
-    if mock_name:
-        try:
-            mock_data = _mock_data(files.files[mock_name], f"{files.path}/{mock_name}")
-        except SpecErrors as errors:
-            problems += [error.to_dict() for error in errors.errors]
-    if sla is None or problems:
-        return tuple(problems)
-    return Parsed(sla, files.files[sla_name], mock_data)
-
-
-def _mock_data(content: bytes, path: str) -> MockData:
-    """A mock-data file; many projects have the same one, which is parsed and held once."""
-    try:
-        return _known_mock_data(content)
-    except SpecErrors:
-        return load_mock_data(content, path)
-
-
-@lru_cache(maxsize=256)
-def _known_mock_data(content: bytes) -> MockData:
-    return load_mock_data(content, "")
-
-
 def content_key(sla: ProjectSLA) -> str:
     """What a resolved ML repo revision belongs to: the SLA's content, not the commit that it came with."""
     return digest_of([sla.ml_repo_url, sla.ml_repo_ref, sla.ml_repo_subdir, training_spec(sla)])
@@ -396,22 +346,3 @@ def _object_of(path: str, snapshot: Snapshot) -> tuple[str, str]:
 def _shared(inputs: Mapping[str, str]) -> dict[str, str]:
     """The same with each name and value held once: projects differ in few of them."""
     return {intern(name): intern(value) for name, value in inputs.items()}
-
-
-def _dependencies(parsed: Mapping[str, Parsed | Problems], rejected: Iterable[str]) -> dict[str, FlopsError]:
-    """Projects that depend on what is not there, or on themselves: they could never start."""
-    depends = {
-        name: tuple(item.sla.depends_on) for name, item in parsed.items() if isinstance(item, Parsed) and item.sla.depends_on
-    }
-    if not depends:
-        return {}
-    wrong: dict[str, FlopsError] = {}
-    for name, _, other in missing(depends, {*parsed, *rejected}):
-        cure = "Correct the name, or add that project."
-        wrong.setdefault(name, SourceError("FL1031", f"depends_on names {other!r}, which is no project.", cure=cure))
-    for circle in circles(depends):
-        text = " → ".join(circle)
-        for name in circle:
-            error = SourceError("FL1032", f"The projects depend on each other in a circle: {text}.", cure="Take one away.")
-            wrong.setdefault(name, error)
-    return wrong

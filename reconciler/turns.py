@@ -62,6 +62,21 @@ def nothing_declared() -> ControllerError:
     )
 
 
+def somebody_else() -> ControllerError:
+    """For a state directory that another controller works on."""
+    return ControllerError(
+        "FL9004",
+        "Another reconciler works on this state directory.",
+        cure="Wait for it or stop it; two never work on one state.",
+        transient=True,
+    )
+
+
+def stopped() -> ControllerError:
+    """For a loop that was ended before its time."""
+    return ControllerError("FL9011", "It was stopped before it was done.", cure="Start it again.", transient=True)
+
+
 def _users(item: ProjectView, view: View) -> set[str]:
     """The declared projects whose model is one of those to be deleted: new names of the same content. One of which it is not
     known what it declares might be such a one."""

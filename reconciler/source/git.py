@@ -15,6 +15,7 @@ from reconciler.source import command
 from reconciler.source.snapshot import PROJECT_NAME, PROJECTS, Snapshot, read_snapshot
 
 REMOTE = "origin"
+FETCH_TRIES = 3
 _DENIED = re.compile(r"Authentication failed|could not read (Username|Password)|Permission denied|terminal prompts disabled")
 
 
@@ -60,11 +61,15 @@ class GitRepo:
             return
         self.fetches += 1
         self.failed_fetches += 1  # until it has succeeded: a fetch that takes too long raises
-        done = command.attempt(
-            self.path, "fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--prune", "--no-write-fetch-head", "--atomic",
-            "--no-auto-maintenance", "--end-of-options", REMOTE, f"+refs/heads/*:refs/remotes/{REMOTE}/*", env=self.protocols,
-            cancelled=cancelled,
-        )  # fmt: skip
+        for _ in range(FETCH_TRIES):
+            done = command.attempt(
+                self.path, "fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--prune", "--no-write-fetch-head",
+                "--atomic", "--no-auto-maintenance", "--end-of-options", REMOTE, f"+refs/heads/*:refs/remotes/{REMOTE}/*",
+                env=self.protocols, cancelled=cancelled,
+            )  # fmt: skip
+            # Our own push of the status moves the branch that is being fetched; nothing was taken then, new commits neither.
+            if not done.code or "cannot lock ref" not in done.reason:
+                break
         if done.code:
             cure = command.CREDENTIALS_CURE if _DENIED.search(done.reason) else "It is tried again; nothing is lost."
             raise SourceError("FL2006", f"The remote cannot be fetched: {done.reason}.", cure=cure, transient=True)

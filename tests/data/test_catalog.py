@@ -66,7 +66,7 @@ def test_digits_are_those_of_scikit_learn_and_every_fifth_is_held_out(tmp_path: 
 
 
 def test_digits_of_another_scikit_learn_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digits, "SHA256", "0" * 64)
+    monkeypatch.setattr(digits, "DIGITS", "0" * 64)
     with pytest.raises(DataError) as caught:
         DataCatalog(tmp_path).resolve(mock("digits"), ["mnist"])
     assert caught.value.code == "FL4017"
