@@ -79,7 +79,7 @@ def test_damaged_checkpoints_are_trained_again_to_the_same_model(job: TrainingJo
     with pytest.raises(TrainingError):
         run(job, cancelled=lambda: run.kinds().count("round") > 4 + 2, **changes)
     half = job.run_dir.rename(tmp_path / "half")
-    records = sorted(path.relative_to(half) for path in half.rglob("0*.*")) + [Path("job.json")]
+    records = [*sorted(path.relative_to(half) for path in half.rglob("0*.*")), Path("job.json")]
     assert len(records) >= 6
     for number, record in enumerate(records):
         shutil.copytree(half, job.run_dir)
