@@ -156,7 +156,7 @@ class Controller:
         """
         self._pace.serving = True
         while not self._stop.is_set():
-            if not self._acquired():
+            if not self.lease.acquired(self._complain):
                 self._stand_by()
                 continue
             self._standing_by = False
@@ -170,13 +170,6 @@ class Controller:
                 self.view, self._finished = None, {}
                 self._lost.clear()
         self._end()
-
-    def _acquired(self) -> bool:
-        try:
-            return self.lease.try_acquire()
-        except FlopsError as error:  # the journal cannot be written now
-            self._complain(error)
-            return False
 
     @contextmanager
     def _leading(self) -> Iterator[None]:

@@ -73,14 +73,14 @@ def test_an_aggregator_killed_at_any_time_resumes_to_the_same_model(job: Trainin
 
 
 def test_damaged_checkpoints_are_trained_again_to_the_same_model(job: TrainingJob, run, tmp_path: Path) -> None:
-    """Each record of a half-finished run in turn: what cannot be read counts as not done, and nothing else is lost."""
+    """Each kind of record of a half-finished run in turn: what cannot be read counts as not done, and nothing else is lost."""
     changes = {"strategy_name": "fedyogi", "rounds": 4}
     run(job, run_dir=tmp_path / "undisturbed", **changes)
     with pytest.raises(TrainingError):
         run(job, cancelled=lambda: run.kinds().count("round") > 4 + 2, **changes)
     half = job.run_dir.rename(tmp_path / "half")
-    records = [*sorted(path.relative_to(half) for path in half.rglob("0*.*")), Path("job.json")]
-    assert len(records) >= 6
+    found = sorted(path.relative_to(half) for path in half.rglob("0*.*"))
+    records = [found[0], *found[-3:], Path("job.json")]  # of the first round, of the last one, and what the run is about
     for number, record in enumerate(records):
         shutil.copytree(half, job.run_dir)
         content = (half / record).read_bytes()
