@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from reconciler.runtime_version import mlruntime_digest, mlruntime_dir
+from tests.conftest import SmallDisk
 
 
 def inside(code: str, *arguments: str) -> str:
@@ -91,3 +92,48 @@ print(os.getpriority(os.PRIO_PROCESS, 0), warm.failure, warm.contract is not Non
 """
     repo = Path(__file__).parent / "repos" / "digits"
     assert inside(f"import sys; sys.path.insert(0, {str(repo)!r})\n{code}", str(repo), str(tmp_path)) == "19 None True"
+
+
+def test_a_full_disk_is_said_also_when_a_library_hides_it(small_disk: SmallDisk) -> None:
+    """MLflow says "cannot be copied" of a file for which there is no space."""
+    code = """
+import errno, shutil, sys
+from pathlib import Path
+from flops_runtime.failures import user_failure
+work = Path(sys.argv[1])
+def code_of(error):
+    return user_failure(error, "FL5040", "Writing the model raised", work / "repo", work).code
+hidden = RuntimeError("cannot be copied")
+hidden.__cause__ = shutil.Error("several")
+print(code_of(hidden), code_of(MemoryError()), end=" ")
+hidden.__cause__.__context__ = OSError(errno.ENOSPC, "No space left on device")
+print(code_of(hidden))
+"""
+    assert inside(code, str(small_disk.path)) == "FL5040 FL5022 FL5042"
+    small_disk.leave(0)
+    assert inside(code, str(small_disk.path)) == "FL5042 FL5022 FL5042"
+
+
+def test_a_directory_may_be_made_by_two_at_once(tmp_path: Path) -> None:
+    """The aggregator writes parameters into the export's directory while the exporting process enters it."""
+    code = """
+import os, sys, threading
+from pathlib import Path
+from flops_runtime.contract import enter_directory
+root, repo = Path(sys.argv[1]), Path(sys.argv[1]) / "repo"
+repo.mkdir()
+failed = []
+def enter(barrier, path):
+    barrier.wait()
+    try:
+        enter_directory(path, repo, "")
+    except OSError as error:
+        failed.append(error)
+for number in range(200):
+    barrier = threading.Barrier(2)
+    threads = [threading.Thread(target=enter, args=(barrier, root / f"work-{number}")) for _ in range(2)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+print(failed)
+"""
+    assert inside(code, str(tmp_path)) == "[]"

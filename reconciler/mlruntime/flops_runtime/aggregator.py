@@ -8,7 +8,6 @@ resumed, so dying is right. A run directory that has a `result.json` is finished
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_runtime import sandbox
-from flops_runtime.failures import Failure
+from flops_runtime.failures import Failure, is_disk_full, no_space
 
 _OWN_DIR = Path(__file__).resolve().parent.parent
 
@@ -45,7 +44,7 @@ def main(arguments: list[str]) -> int:
         return 3
     except Exception as error:
         traceback.print_exc()
-        events.tell("error", str(error), failure=_internal(error).to_dict())
+        events.tell("error", str(error), failure=_internal(error, run_dir).to_dict())
         return 3
     return 0
 
@@ -192,14 +191,9 @@ def _die_with_reconciler(fd: int) -> None:
     os._exit(1)  # the first process of a container cannot be killed from inside
 
 
-def _internal(error: Exception) -> Failure:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return Failure(
-            "FL5042",
-            "There is no space left on the device for the training's files.",
-            cure="Free some space; the run goes on after its last finished round.",
-            transient=True,
-        )
+def _internal(error: Exception, run_dir: Path) -> Failure:
+    if is_disk_full(error, run_dir):
+        return no_space()
     place = traceback.extract_tb(sys.exc_info()[2])[-1]
     return Failure(
         "FL5002",

@@ -65,8 +65,7 @@ def prepare_process(work_dir: Path, repo_dir: Path, data: str, own_paths: list[s
 
 def enter_directory(work_dir: Path, repo_dir: Path, data: str) -> None:
     """Makes a learner's working directory the current one, with links to the ML repo's files, and its shard the data."""
-    if not work_dir.is_dir():
-        work_dir.mkdir(parents=True)
+    work_dir.mkdir(parents=True, exist_ok=True)
     for entry in repo_dir.iterdir():
         with contextlib.suppress(FileExistsError):
             (work_dir / entry.name).symlink_to(entry)

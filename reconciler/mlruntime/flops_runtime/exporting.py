@@ -24,6 +24,7 @@ class Exporter:
     def __init__(self, nursery: Nursery, job: dict[str, Any], work: Path) -> None:
         self._nursery = nursery
         self._work = work / "export"
+        self._work.mkdir(exist_ok=True)  # before the child is born: from then on both of them write there
         self._timeout = None if job["round_timeout"] is None else max(300.0, 10 * float(job["round_timeout"]))
         spec = {
             "repo_dir": job["repo_dir"],
@@ -40,7 +41,6 @@ class Exporter:
         """Writes `run_dir/model` and `samples.npz`; gives `holdout`, `samples` (bool), `rows` and `warnings`."""
         # A file instead of a message: parameters may be larger than what one frame should be.
         best = self._work / "best.npz"
-        best.parent.mkdir(parents=True, exist_ok=True)
         with best.open("wb") as file:
             np.savez(file, **parameters)
         try:

@@ -6,7 +6,9 @@ reconciler turns a `Failure` that reaches it into its own `TrainingError`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import traceback
 from pathlib import Path
 from typing import Any
@@ -73,15 +75,8 @@ def user_failure(error: BaseException, code: str, what: str, repo_dir: Path, wor
             path=path,
             line=line,
         )
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return Failure(
-            "FL5042",
-            "There is no space left on the device for the training's files.",
-            cure="Free some space; the run goes on after its last finished round.",
-            path=path,
-            line=line,
-            transient=True,
-        )
+    if is_disk_full(error, work_dir):
+        return no_space(path, line)
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EXDEV):
         return _denied(error, what, work_dir, path, line)
     text = " ".join(str(error).split()) or "no message"
@@ -91,6 +86,33 @@ def user_failure(error: BaseException, code: str, what: str, repo_dir: Path, wor
         cure="Mend the ML repo's code at this line and commit it." if path else "Mend the ML repo's code and commit it.",
         path=path,
         line=line,
+    )
+
+
+def is_disk_full(error: BaseException, directory: Path) -> bool:
+    """Whether there was no space for a file: said by the exception or one that it came from, or by the disk itself.
+
+    The disk is asked since libraries hide the reason: MLflow says of a file that it "cannot be copied", whatever the cause.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    with contextlib.suppress(OSError):
+        return os.statvfs(directory).f_bavail == 0
+    return False
+
+
+def no_space(path: str = "", line: int = 0) -> Failure:
+    """What a full disk is told as."""
+    return Failure(
+        "FL5042",
+        "There is no space left on the device for the training's files.",
+        cure="Free some space; the run goes on after its last finished round.",
+        path=path,
+        line=line,
+        transient=True,
     )
 
 
