@@ -159,7 +159,7 @@ class Controller:
         self._pace.serving = True
         self._looker.be_patient(self._patience)
         while not self._stop.is_set():
-            if not self._acquired():
+            if not self.lease.acquired(self._complain):
                 self._stand_by()
                 continue
             self._standing_by = False
@@ -173,13 +173,6 @@ class Controller:
                 self.view, self._finished = None, {}
                 self._lost.clear()
         self._end()
-
-    def _acquired(self) -> bool:
-        try:
-            return self.lease.try_acquire()
-        except FlopsError as error:  # the journal cannot be written now
-            self._complain(error)
-            return False
 
     @contextmanager
     def _leading(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from reconciler.errors import FlopsError
 from reconciler.journal import Journal, LeaseRow
 
 TERM = 15.0
@@ -46,7 +47,7 @@ class Lease:
         return bool(self._token) and self._monotonic() - self._renewed < TERM
 
     def try_acquire(self) -> bool:
-        """Take the lease if nobody has it, or if who has it is dead or was silent for a term."""
+        """Take the lease if nobody has it, or if who has it is dead or was silent for a term. Raises ControllerError FL9012."""
         row = self._journal.lease()
         now = self._monotonic()
         if row is not None and row.holder and not self._is_dead(row.holder):
@@ -60,6 +61,14 @@ class Lease:
         self._token, self._renewed = token, now
         self._journal.fence = token
         return True
+
+    def acquired(self, complain: Callable[[FlopsError], None]) -> bool:
+        """As `try_acquire`, for a loop that goes on: `complain` is told of a journal that cannot be written now."""
+        try:
+            return self.try_acquire()
+        except FlopsError as error:
+            complain(error)
+            return False
 
     def renew(self) -> bool:
         """Say that we live; False when somebody else took over. The time counts from before the question."""

@@ -15,6 +15,7 @@ from reconciler.journal import Journal
 from reconciler.lease import TERM, Lease, holder_is_dead, identity
 from tests.conftest import Repos
 from tests.controller.looping import Clock, Looping
+from tests.controller.test_journal import damaged
 
 
 class Party:
@@ -141,6 +142,19 @@ def test_processes_are_known_by_more_than_their_number() -> None:
     told = child.communicate()[0].decode().strip()
     assert holder_is_dead(told)
     assert os.getpid() != child.pid
+
+
+def test_a_journal_that_is_damaged_while_a_loop_stands_by_ends_no_loop(tmp_path: Path) -> None:
+    """It is complained of, put aside, and the next try has a new one."""
+    one, two = Party(tmp_path, "one"), Party(tmp_path, "two")
+    assert one.lease.try_acquire()
+    one.journal.close()
+    damaged(tmp_path / "journal.db", "lease")
+    told: list[str] = []
+    assert not two.lease.acquired(lambda error: told.append(error.code))
+    assert two.lease.acquired(lambda error: told.append(error.code))
+    assert told == ["FL9012"]
+    assert two.works()
 
 
 PAUSED = """

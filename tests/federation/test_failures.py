@@ -72,15 +72,16 @@ def test_an_aggregator_killed_at_any_time_resumes_to_the_same_model(job: Trainin
     assert same(job.run_dir, tmp_path / "undisturbed", 6)
 
 
+@pytest.mark.timeout(900)
 def test_damaged_checkpoints_are_trained_again_to_the_same_model(job: TrainingJob, run, tmp_path: Path) -> None:
-    """Each record of a half-finished run in turn: what cannot be read counts as not done, and nothing else is lost."""
+    """Each kind of record of a half-finished run in turn: what cannot be read counts as not done, and nothing else is lost."""
     changes = {"strategy_name": "fedyogi", "rounds": 4}
     run(job, run_dir=tmp_path / "undisturbed", **changes)
     with pytest.raises(TrainingError):
         run(job, cancelled=lambda: run.kinds().count("round") > 4 + 2, **changes)
     half = job.run_dir.rename(tmp_path / "half")
-    records = sorted(path.relative_to(half) for path in half.rglob("0*.*")) + [Path("job.json")]
-    assert len(records) >= 6
+    found = sorted(path.relative_to(half) for path in half.rglob("0*.*"))
+    records = [found[0], *found[-3:], Path("job.json")]  # of the first round, of the last one, and what the run is about
     for number, record in enumerate(records):
         shutil.copytree(half, job.run_dir)
         content = (half / record).read_bytes()
@@ -89,8 +90,9 @@ def test_damaged_checkpoints_are_trained_again_to_the_same_model(job: TrainingJo
         result = run(job, **changes)
         assert [item.round for item in result.rounds] == [1, 2, 3, 4], record
         assert same(job.run_dir, tmp_path / "undisturbed", 4), record
-        (job.run_dir / "result.json").write_bytes(damage)
-        assert len(run(job, **changes).rounds) == 4
+        if number == 0:
+            (job.run_dir / "result.json").write_bytes(damage)
+            assert len(run(job, **changes).rounds) == 4
         shutil.rmtree(job.run_dir)
 
 

@@ -89,42 +89,49 @@ class Trial:
             self.findings.found.append(f"{text[:300]}\n    {data!r}")
 
 
-def fuzz_here(name: str, runs: int, seed: int) -> None:
-    """Fuzz one target; does not return."""
+def fuzz_here(names: list[str], runs: int, seed: int) -> None:
+    """Fuzz some targets in turn: an input's first byte says which. Does not return."""
     import atheris
 
     with atheris.instrument_imports(include=["reconciler", "flops_runtime"]):
         from tests.soak.targets import OURS, make_targets
 
-        target = make_targets()[name]
-    trial = Trial(name, target.run, OURS, runs)
+        targets = [target for name, target in make_targets().items() if name in names]
+
+    def run(data: bytes) -> None:
+        targets[data[0] % len(targets) if data else 0].run(data[1:])
+
+    trial = Trial(names[0] if len(names) == 1 else f"{len(names)} targets", run, OURS, runs)
     with tempfile.TemporaryDirectory(prefix="corpus-") as corpus:
-        for number, content in enumerate(target.seeds):
-            (Path(corpus) / str(number)).write_bytes(content)
+        for number, target in enumerate(targets):
+            for at, content in enumerate(target.seeds):
+                (Path(corpus) / f"{number}-{at}").write_bytes(bytes([number]) + content)
         options = [f"-seed={seed + 1}", f"-max_len={MAX_BYTES}", f"-timeout={HANG_SECONDS}", "-rss_limit_mb=0", "-verbosity=0"]
         atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={corpus}/", corpus], trial)
         atheris.Fuzz()
 
 
-def fuzz(name: str, runs: int, seed: int) -> Findings:
-    """Fuzz one target in a process of its own."""
-    arguments = [sys.executable, "-m", "tests.soak.fuzz", "--target", name, "--runs", str(runs), "--seed", str(seed)]
+def fuzz(names: list[str], runs: int, seed: int) -> Findings:
+    """Fuzz some targets in a process of their own."""
+    arguments = [sys.executable, "-m", "tests.soak.fuzz", "--runs", str(runs), "--seed", str(seed), "--here", *names]
     done = subprocess.run(arguments, capture_output=True, text=True, errors="replace", check=False)
     for line in reversed(done.stdout.splitlines()):
         if line.startswith("{"):
             return Findings(**json.loads(line))
-    return Findings(name, found=[f"the process ended with {done.returncode}: {done.stderr[-2000:]}"])
+    return Findings(names[0], found=[f"the process ended with {done.returncode}: {done.stderr[-2000:]}"])
 
 
-def fuzz_all(runs: int, seed: int, processes: int, names: list[str] | None = None) -> Iterator[Findings]:
-    """So many inputs shared out to the targets, several of them side by side."""
+def fuzz_all(runs: int, seed: int, processes: int, *, together: bool = False) -> Iterator[Findings]:
+    """So many inputs shared out to the targets, each in a process of its own, or `together` in as few as there are side by side."""
     from tests.soak.targets import make_targets
 
     targets = make_targets()
-    chosen = names or list(targets)
-    shares = sum(targets[name].share for name in chosen)
+    names = list(targets)
+    groups = [names[at::processes] for at in range(processes)] if together else [[name] for name in names]
+    whole = sum(target.share for target in targets.values())
     with ThreadPoolExecutor(processes) as pool:
-        yield from pool.map(lambda name: fuzz(name, -(-runs * targets[name].share // shares), seed), chosen)
+        shares = [sum(targets[name].share for name in group) for group in groups]
+        yield from pool.map(lambda group, share: fuzz(group, -(-runs * share // whole), seed), groups, shares)
 
 
 def _peak() -> float:
@@ -137,13 +144,12 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--target")
-    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--here", nargs="*", help="targets to fuzz in this process")
     given = parser.parse_args()
-    if given.target:
-        fuzz_here(given.target, given.runs, given.seed)
+    if given.here:
+        fuzz_here(given.here, given.runs, given.seed)
     started, every = time.monotonic(), []
-    for findings in fuzz_all(given.runs, given.seed, given.processes, given.only):
+    for findings in fuzz_all(given.runs, given.seed, given.processes):
         every.append(findings)
         print(f"fuzz: {findings.line}", flush=True)
         for text in findings.found:

@@ -11,6 +11,7 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,13 +20,14 @@ from typing import Any, cast
 import numpy as np
 
 from reconciler.environments.store import _read_lock
-from reconciler.errors import FlopsError, SpecErrors
+from reconciler.errors import FlopsError, SpecErrors, WebError
 from reconciler.federation.training import read_result
 from reconciler.images.layout import Layout
 from reconciler.images.records import Records
 from reconciler.journal import Journal
 from reconciler.nodes.data import NodeData
 from reconciler.nodes.federation import Federation
+from reconciler.nodes.keys import generate, public_bytes
 from reconciler.nodes.superlink_server import REFUSED
 from reconciler.runtime_version import mlruntime_dir
 from reconciler.runtimes.process import ProcessRuntime
@@ -98,8 +100,10 @@ def _operator(_: Path) -> Target:
     )
 
 
-def _nodes(_: Path) -> Target:
-    seed = b"public_key: |\n  -----BEGIN PUBLIC KEY-----\n  MHYw\n  -----END PUBLIC KEY-----\ntags: [a]\nfederation: b\n"
+def _nodes(folder: Path) -> Target:
+    key = public_bytes(generate(folder / "node.key")).decode()
+    text = "".join(f"  {line}\n" for line in key.splitlines())
+    seed = f"public_key: |\n{text}tags: [a]\nfederation: b\n".encode()
     return Target(lambda data: load_node(data, "nodes/a.yaml"), (seed,))
 
 
@@ -108,10 +112,8 @@ def _plans(_: Path) -> Target:
     seeds = tuple((ROOT / "build_plans" / f"{kind}.yaml").read_bytes() for kind in kinds)
 
     def run(data: bytes) -> None:
-        for kind in kinds:
-            if kind.encode() in data:
-                load_build_plan(data, f"build_plans/{kind}.yaml")
-        load_build_plan(data, "build_plans/learner.yaml")
+        kind = next((kind for kind in kinds if f"kind: {kind}".encode() in data), kinds[0])
+        load_build_plan(data, f"build_plans/{kind}.yaml")
 
     return Target(run, seeds, share=20)
 
@@ -124,8 +126,9 @@ def _webhooks(_: Path) -> Target:
         event, signature, body = split(data, 3)
         for forge in Forge:
             headers = _Headers(event.decode("latin-1"), signature.decode("latin-1"))
+            with suppress(WebError):
+                authenticate(forge, headers, body, secret)
             concerns(parse(forge, headers, body), "main")
-            authenticate(forge, headers, body, secret)
 
     return Target(run, (joined(b"push", b"sha256=00", json.dumps(push).encode()), joined(b"Push Hook", b"x", b"{}")), share=30)
 
@@ -142,7 +145,8 @@ class _Headers(dict[str, str]):
 
 def _documents(_: Path) -> Target:
     document = {
-        "name": "a", "customer": "b", "digest": DIGEST, "inputs": {"a": "b"}, "model": {"version": "1", "holdout": {"accuracy": 0.9}},
+        "name": "a", "customer": "b", "digest": DIGEST, "inputs": {"a": "b"},
+        "model": {"version": "1", "holdout": {"accuracy": 0.9}},
         "stages": [{"stage": "train", "seconds": 1.0}], "conditions": [{"type": "Synced", "status": "True", "message": "x"}],
         "stalled": {"digest": DIGEST, "message": "x"}, "service": {"address": "a:1"}, "error": {"code": "FL1"},
     }  # fmt: skip
@@ -240,8 +244,8 @@ def _services(folder: Path) -> Target:
     (folder / "a").mkdir()
     runtime = ProcessRuntime(folder)
     state = {
-        "supervisor": 1, "supervisor_started": "", "pid": None, "address": "127.0.0.1:1", "healthy": True, "error": "", "restarts": 0,
-        "started_at": 0.0, "labels": {"flops.kind": "inference"}, "spec_digest": DIGEST,
+        "supervisor": 1, "supervisor_started": "", "pid": None, "address": "127.0.0.1:1", "healthy": True, "error": "",
+        "restarts": 0, "started_at": 0.0, "labels": {"flops.kind": "inference"}, "spec_digest": DIGEST,
     }  # fmt: skip
     # Init lives: with its start a state is believed.
     state["supervisor_started"] = Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19]

@@ -74,7 +74,7 @@ class Idle:
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(3 * 3600 if SOAK else 600)
+@pytest.mark.timeout(3 * 3600 if SOAK else 900)
 def test_nothing_grows_and_nothing_happens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     site = Site(tmp_path)
     try:

@@ -9,11 +9,11 @@ import pytest
 from tests.soak.kills import Killing
 from tests.soak.sizes import SOAK, size
 
-KILLS = size("FLOPS_SOAK_KILLS", short=3, long=200)
+KILLS = size("FLOPS_SOAK_KILLS", short=2, long=200)
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(5 * 3600 if SOAK else 600)
+@pytest.mark.timeout(5 * 3600 if SOAK else 900)
 def test_kills_at_every_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def tell(line: str) -> None:
         if SOAK:

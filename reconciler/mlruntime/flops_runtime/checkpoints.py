@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 Arrays = dict[str, Any]  # ndarrays by name
+_NUMBERS = ("round", "loss", "accuracy", "learners_fit", "learners_evaluated", "failures", "seconds")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -63,7 +64,7 @@ class Checkpoints:
                 arrays = self.parameters(number)
             except Exception:
                 break  # a damaged archive fails in a dozen ways: a wrong checksum, a wrong length, a version that never was
-            if not _is_result(result, number):
+            if not _is_result(result):
                 break
             results.append(result)
             parameters = arrays
@@ -89,8 +90,8 @@ class Checkpoints:
             return {name: archive[name] for name in archive.files}
 
 
-def _is_result(content: Any, number: int) -> bool:
-    """Whether what was read is the result of this round, with the numbers that later rounds are compared by."""
-    if not isinstance(content, dict) or content.get("round") != number or not isinstance(content.get("metrics"), dict):
+def _is_result(content: Any) -> bool:
+    """Whether what was read has what later rounds and the best one are chosen by."""
+    if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):
         return False
-    return all(isinstance(value, (int, float)) for name, value in content.items() if name != "metrics")
+    return all(isinstance(content.get(name), (int, float)) for name in _NUMBERS)
