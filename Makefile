@@ -60,7 +60,7 @@ bench-engine: setup
 	eval "$$(ci/engine.sh start)" && $(BIN)/python -m bench.buildkit && $(BIN)/python -m bench.containers; ci/engine.sh stop
 
 soak: setup
-	FLOPS_SOAK=1 $(BIN)/python -m pytest tests/spec tests/plan tests/controller/test_state_machine.py tests/federation/test_soak.py
+	FLOPS_SOAK=1 $(BIN)/python -m pytest tests/spec tests/plan tests/controller/test_state_machine.py tests/federation/test_soak.py tests/web/test_schema.py
 
 sync: setup
 	$(BIN)/python -m reconciler.spec.schemas
