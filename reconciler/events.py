@@ -42,8 +42,8 @@ class Complaints:
 
     def begin(self, *, all_anew: bool) -> None:
         """A look begins. With `all_anew` it asks for everything, so what it does not complain of is over."""
-        self._before = self._now if all_anew else {**self._before, **self._now}
-        self._now = {}
+        if all_anew:
+            self._before, self._now = self._now, {}
 
     def __call__(self, error: FlopsError) -> None:
         """Tell of an error, unless it is what was told last time."""

@@ -140,7 +140,7 @@ def test_no_secret_is_written_told_or_served(tmp_path: Path, registry: int, monk
     finally:
         served.end()
     for command in (
-        "reconcile --once --tries 1", "status", "status loud -o json", "plan", "logs loud", "logs loud --service", "logs raises",
+        "status", "status loud -o json", "plan", "logs loud", "logs loud --service", "logs raises",
         "history base -o json", "doctor",
     ):  # fmt: skip
         told.append(bench.flops(*command.split(), check=False))
