@@ -29,6 +29,8 @@ class Reason(StrEnum):
     DEPENDENCY_NOT_READY = "DependencyNotReady"
     SUSPENDED = "Suspended"
     PRUNED = "Pruned"
+    SIGNATURE_VERIFIED = "SignatureVerified"
+    SIGNATURE_NOT_VERIFIED = "SignatureNotVerified"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,15 @@ def reconciling(reason: Reason, message: str) -> Condition:
 def stalled(reason: Reason, message: str) -> Condition:
     """Present when nothing will be done before there is new content."""
     return Condition("Stalled", True, reason, message)
+
+
+def source_verified(verified: bool) -> Condition:
+    """Present where the operator's policy asks for signed commits. No commit is named: each one would be a transition."""
+    if verified:
+        message = "the branch's head may be believed: it is signed as policy asks"
+        return Condition("SourceVerified", True, Reason.SIGNATURE_VERIFIED, message)
+    message = "the branch's head is not signed by an allowed key; what was declared by the last commit that is counts"
+    return Condition("SourceVerified", False, Reason.SIGNATURE_NOT_VERIFIED, message)
 
 
 def suspended() -> Condition:

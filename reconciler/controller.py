@@ -62,7 +62,8 @@ class Controller:
         patience: float = PATIENCE,
     ) -> None:
         parallel = engine.config.budget.max_parallel
-        self._engine, self._observer, self.repo = engine, observer, engine.repo
+        self._engine, self._observer = engine, observer
+        self.repo, self.ml_repos = engine.repo, engine.ml_repos
         self._execute = execute or StagesExecutor(engine, observer)
         self._pool = pool or ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="project")
         self._asking = pool or ThreadPoolExecutor(max_workers=4, thread_name_prefix="ml-repo")

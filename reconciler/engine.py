@@ -32,6 +32,7 @@ from reconciler.source.nodes import read_nodes
 from reconciler.spec import OperatorConfig, load_operator_config
 from reconciler.stages.model import Tools
 from reconciler.status import StatusBranch
+from reconciler.telemetry import Telemetry
 from reconciler.tracking import Tracking, tracking_root, tracking_service
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Engine:
     images: ImageStore
     budget: Budget
     clock: Callable[[], float] = time.time
+    telemetry: Telemetry = field(default_factory=Telemetry)
     _servers: dict[str, Tracking] = field(default_factory=dict)
     _locks: dict[str, threading.Lock] = field(default_factory=dict)
 

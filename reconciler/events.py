@@ -17,11 +17,17 @@ class Observer:
     def __init__(self, journal: Journal, listeners: tuple[Listener, ...] = ()) -> None:
         self._journal = journal
         self._listeners = listeners
+        self._working: dict[str, dict[str, Any]] = {}
+
+    def works(self, project: str, *, attempt: int, trace_id: str) -> None:
+        """From now on a project's events are of this try of its content (the first is 1), and of this trace."""
+        self._working[project] = {"attempt": attempt} | ({"trace_id": trace_id} if trace_id else {})
 
     def tell(self, project: str, kind: str, message: str, *, digest: str = "", data: Mapping[str, Any] | None = None) -> None:
         """One event of a project; project is "" for the cycle itself."""
         stage = str((data or {}).get("stage", ""))
-        event = self._journal.append(project, kind, message, digest=digest, stage=stage, data=data)
+        about = {**self._working.get(project, {}), **(data or {})}
+        event = self._journal.append(project, kind, message, digest=digest, stage=stage, data=about)
         for listener in self._listeners:
             listener(event)
 
@@ -36,8 +42,8 @@ class Complaints:
 
     def begin(self, *, all_anew: bool) -> None:
         """A look begins. With `all_anew` it asks for everything, so what it does not complain of is over."""
-        self._before = self._now if all_anew else {**self._before, **self._now}
-        self._now = {}
+        if all_anew:
+            self._before, self._now = self._now, {}
 
     def __call__(self, error: FlopsError) -> None:
         """Tell of an error, unless it is what was told last time."""

@@ -18,6 +18,7 @@ from reconciler.errors import ControllerError, FlopsError
 from reconciler.journal import Journal
 from reconciler.plan import ProjectPlan, Stage, Verb
 from reconciler.stages import Work, function_of
+from reconciler.telemetry import Telemetry
 
 
 class Ending(StrEnum):
@@ -63,11 +64,17 @@ class Execution:
 
 
 def execute(
-    plan: ProjectPlan, work: Work, journal: Journal, budget: Budget, monotonic: Callable[[], float] = time.monotonic
+    plan: ProjectPlan,
+    work: Work,
+    journal: Journal,
+    budget: Budget,
+    monotonic: Callable[[], float] = time.monotonic,
+    telemetry: Telemetry | None = None,
 ) -> Execution:
     """Run the stages that the plan runs; never raises."""
     reports: list[StageReport] = []
     data: dict[str, Any] = {}
+    telemetry = telemetry or Telemetry()
     for action in plan.actions:
         if action.verb is not Verb.RUN:
             result = "reused" if action.verb is Verb.REUSE else "skipped"
@@ -84,11 +91,14 @@ def execute(
         work.tell("stage", f"{action.stage} …", {"stage": action.stage})
         started = monotonic()
         error: FlopsError | None = None
-        try:
-            with budget.take(*_needs(work, action.stage)):
-                outcome = function_of(action.stage)(work)
-        except Exception as raised:  # every failure of one project ends here, the others go on
-            error = _as_flops_error(raised, work)
+        with telemetry.span(f"stage {action.stage}", {"flops.project": plan.name, "flops.stage": action.stage}) as span:
+            try:
+                with budget.take(*_needs(work, action.stage)):
+                    outcome = function_of(action.stage)(work)
+                span.set("flops.result", outcome.result)
+            except Exception as raised:  # every failure of one project ends here, the others go on
+                error = _as_flops_error(raised, work)
+                span.fail(str(error))
         seconds = monotonic() - started
         work.timings[action.stage] = seconds
         if error is not None and work.cancelled():

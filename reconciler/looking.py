@@ -67,6 +67,8 @@ class ProjectView:
     """The recorded run of its digest, where it had to be looked for."""
     adopted: RunInfo | None = None
     """The run of this content under another name, when there is none under this one."""
+    verified: bool | None = None
+    """Whether the head of the branch is signed as policy asks; None when it asks for nothing."""
 
     @property
     def customer(self) -> str:
@@ -132,6 +134,8 @@ class Looker:
             gnupg_home=policy.gnupg_home,
             since=policy.signed_since,
         )
+        self._signed = policy.signed_commits != "none"
+        self._verified: bool | None = None
         self.commit = ""
 
     def be_patient(self, seconds: float) -> None:
@@ -172,16 +176,25 @@ class Looker:
 
         Raises SourceError when there is nothing to go on with.
         """
+        with self._engine.telemetry.span("look") as span:
+            view = self._look(documents, complain)
+            span.set("flops.projects", len(view.projects))
+            span.set("flops.changed", len(view.changed))
+        return view
+
+    def _look(self, documents: Mapping[str, Document], complain: Callable[[FlopsError], None]) -> View:
         engine = self._engine
         try:
             head = engine.repo.desired_commit(engine.config.branch)
             self.commit = self._signatures.believed(head)
+            self._verified = self.commit == head if self._signed else None
             if self.commit != head:
                 cause = f"The branch's head {head[:12]} is not signed by an allowed key; {self.commit[:12]} is still declared."
                 complain(SourceError("FL1710", cause, cure="Sign it, or revert it.", transient=True))
         except SourceError as error:
             if not self.commit:
                 raise
+            self._verified = False if error.code == "FL1710" else self._verified
             # A branch that is gone is no commit that removes every project: what was declared last is still wanted.
             complain(error)
         found = self._desired.of(engine.repo.read_snapshot(self.commit), documents)
@@ -198,6 +211,9 @@ class Looker:
         for name in sorted((services.keys() | doomed.keys()) - views.keys()):
             unasked = unreachable.get(doomed.get(name, ""))
             views[name] = self._undeclared(name, documents.get(name, NOTHING), services.get(name), unasked)
+        for name, made in views.items():
+            if made.verified is not self._verified:
+                views[name] = replace(made, verified=self._verified)
         changed = {name for name, item in views.items() if item is not before.get(name)} | (before.keys() - views.keys())
         self._views = views
         waiting = sum(1 for item in found if isinstance(item, Unresolved))

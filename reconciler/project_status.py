@@ -22,6 +22,7 @@ def progressing(view: ProjectView) -> Document:
     plan = view.plan
     document = _base(view)
     document["conditions"] = _conditions(
+        view,
         conditions.synced(Reason.DRIFTED if _was_converged(view) else Reason.NOT_APPLIED, plan.reason),
         _ready(view),
         conditions.reconciling(Reason.PROGRESSING, f"{plan.change}: {plan.reason}"),
@@ -34,7 +35,7 @@ def fought_over(view: ProjectView) -> Document:
     document = _base(view)
     message = f"mended again and again, and something undoes it: {view.plan.reason}"
     document["conditions"] = _conditions(
-        conditions.synced(Reason.FOUGHT_OVER, message), _ready(view), conditions.reconciling(Reason.FOUGHT_OVER, message)
+        view, conditions.synced(Reason.FOUGHT_OVER, message), _ready(view), conditions.reconciling(Reason.FOUGHT_OVER, message)
     )
     return document
 
@@ -44,6 +45,7 @@ def waiting(view: ProjectView, others: str) -> Document:
     document = _base(view)
     message = f"waits for {others}"
     document["conditions"] = _conditions(
+        view,
         conditions.synced(Reason.DEPENDENCY_NOT_READY, message),
         _ready(view),
         conditions.reconciling(Reason.DEPENDENCY_NOT_READY, message),
@@ -84,7 +86,7 @@ def settled(view: ProjectView) -> Document:
         waits = conditions.reconciling(Reason.PROGRESSING, plan.reason)
         reason = Reason.DRIFTED if _was_converged(view) else Reason.NOT_APPLIED
         found = (conditions.synced(reason, plan.reason), ready, waits)
-    document["conditions"] = _conditions(*found)
+    document["conditions"] = _conditions(view, *found)
     return {key: value for key, value in document.items() if value is not None}
 
 
@@ -101,7 +103,7 @@ def finished(after: ProjectView, commit: str, done: ProjectPlan, execution: Exec
         document["error"] = execution.error.to_dict() if execution.error else None
         reason = Reason.PROGRESSING_WITH_RETRY
         found = (conditions.synced(reason, message), _ready(after), conditions.reconciling(reason, message))
-        document["conditions"] = _conditions(*found)
+        document["conditions"] = _conditions(after, *found)
     return {key: value for key, value in document.items() if value is not None}
 
 
@@ -189,8 +191,9 @@ def _was_converged(view: ProjectView) -> bool:
     return view.desired is not None and told and view.document.get("serving_digest") == view.desired.serving_digest
 
 
-def _conditions(*found: Condition) -> list[dict[str, str]]:
-    return [item.to_dict() for item in found]
+def _conditions(view: ProjectView, *found: Condition) -> list[dict[str, str]]:
+    source = () if view.verified is None else (conditions.source_verified(view.verified),)
+    return [item.to_dict() for item in (*found, *source)]
 
 
 def _problem_text(problem: Mapping[str, Any]) -> str:

@@ -92,6 +92,9 @@ class Redactor:
         for name, value in environ.items():
             if _SECRET_NAME.search(name.upper()) and not _PLACE_NAME.search(name.upper()):
                 self.learn(value.strip())
+            elif name.startswith("OTEL_EXPORTER_OTLP_") and name.endswith("HEADERS"):
+                for header in value.split(","):
+                    self.learn(unquote(header.partition("=")[2]).rpartition(" ")[2].strip())
             elif name.startswith("GIT_CONFIG_VALUE_") and "authorization" in value.lower() and (found := _HEADER.search(value)):
                 self.learn(found[0].strip())
             elif "://" in value and "@" in value:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from reconciler.digests import short
 from reconciler.engine import Engine
 from reconciler.errors import FlopsError, ServingError
 from reconciler.events import Observer
@@ -62,9 +63,24 @@ class StagesExecutor:
 
     def __init__(self, engine: Engine, observer: Observer) -> None:
         self._engine, self._observer = engine, observer
+        self._tries: dict[str, tuple[str, int]] = {}
 
     def __call__(self, view: ProjectView, cancelled: Callable[[], bool]) -> Execution:
         """The whole plan of one project, to its end."""
+        item, serving = view.plan, view.desired.serving_digest if view.desired and not view.desired.problems else ""
+        content, tries = self._tries.get(item.name, ("", 0))
+        attempt = tries + 1 if content == serving else 1
+        about: dict[str, str | int] = {"flops.project": item.name, "flops.digest": short(item.run_digest), "flops.attempt": attempt}
+        with self._engine.telemetry.span("reconcile", about) as span:
+            self._observer.works(item.name, attempt=attempt, trace_id=span.trace_id)
+            done = self._carry_out(view, cancelled)
+            span.set("flops.ending", str(done.ending))
+            if done.ending in {Ending.STALLED, Ending.TRANSIENT}:
+                span.fail(done.message)
+        self._tries[item.name] = (serving, attempt if done.ending is Ending.TRANSIENT else 0)
+        return done
+
+    def _carry_out(self, view: ProjectView, cancelled: Callable[[], bool]) -> Execution:
         item = view.plan
 
         def tell(kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
@@ -82,7 +98,7 @@ class StagesExecutor:
         work.version = known.get(item.run_digest)
         work.adopted = view.adopted
         work.in_service = known.get(view.service.labels.get("flops.digest", "")) if view.service else None
-        return execute(item, work, self._engine.journal, self._engine.budget)
+        return execute(item, work, self._engine.journal, self._engine.budget, telemetry=self._engine.telemetry)
 
     def _prune(self, view: ProjectView) -> Execution:
         intent = self._engine.journal.begin(view.name, "", "prune", "")

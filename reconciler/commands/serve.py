@@ -20,6 +20,7 @@ from reconciler.redaction import learn
 from reconciler.running import tidy
 from reconciler.secrets import resolve
 from reconciler.spec.operator import WebConfig
+from reconciler.telemetry import open_telemetry
 from reconciler.triggers.files import RefWatch, folders_to_watch
 from reconciler.web.access import open_access
 from reconciler.web.app import make_app
@@ -40,7 +41,11 @@ def serve(repo: Path, state: Path | None, console: Console, *, listen: str, as_j
     address = checked_address(listen, closed=access.closed) if listen else None
     engine = open_engine(repo, state)
     with ExitStack() as stack:
-        screen: Listener = JsonLog() if as_json else stack.enter_context(CycleConsole(console, verbose=verbose))
+        engine.telemetry = open_telemetry(os.environ, engine.config.instance)
+        stack.callback(engine.telemetry.close)
+        screen: Listener = (
+            JsonLog(engine.config.instance) if as_json else stack.enter_context(CycleConsole(console, verbose=verbose))
+        )
         metrics = Metrics()
         observer = Observer(engine.journal, (screen, metrics))
         tidy(engine, observer)

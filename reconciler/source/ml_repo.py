@@ -10,6 +10,7 @@ import errno
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,9 @@ class MLRepos:
         self._repo = repo
         self._cache = cache.resolve()
         self._max_files, self._max_bytes = max_files, max_bytes
+        self._counting = threading.Lock()
+        self.fetches = self.failed_fetches = 0
+        """Requests to ML repos elsewhere, and how many of them failed; for metrics."""
 
     def resolve(self, url: str, ref: str | None, subdir: str, snapshot: Snapshot) -> MLRepoRevision:
         """The revision behind a URL and ref, or behind a path of the GitOps repo at the snapshot's commit.
@@ -117,18 +121,25 @@ class MLRepos:
         if not (mirror / "HEAD").exists():
             self._init(mirror)
         _clean(mirror)
+        self._count(fetches=1, failed=1)  # until it has succeeded: a fetch that takes too long raises
         done = command.attempt(
             mirror, "fetch", "--quiet", "--no-tags", "--depth=1", "--no-recurse-submodules", "--no-auto-maintenance",
             "--end-of-options", url, wanted, env=command.protocols(url), limit=FETCH_SECONDS, max_file=MAX_PACK,
         )  # fmt: skip
         if done.code:
             raise _fetch_error(done, wanted, _clean(mirror))
+        self._count(failed=-1)
         try:
             commit = command.text(mirror, "rev-parse", "--verify", "FETCH_HEAD^{commit}")
         except SourceError as error:
             raise SourceError("FL2025", f"{wanted} of the ML repo is not a commit.", cure="Correct ml_repo_ref.") from error
         command.run(mirror, "update-ref", f"refs/kept/{commit}", commit)
         return commit
+
+    def _count(self, *, fetches: int = 0, failed: int = 0) -> None:
+        with self._counting:
+            self.fetches += fetches
+            self.failed_fetches += failed
 
     def _fetch_recorded(self, revision: MLRepoRevision, mirror: Path) -> None:
         """A recorded revision whose mirror is gone is fetched again, by its commit."""

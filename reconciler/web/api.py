@@ -22,7 +22,7 @@ from reconciler.looking import ProjectView
 from reconciler.statusdoc import Document, condition
 from reconciler.web.access import Access, Role
 from reconciler.web.answers import Json, capped
-from reconciler.web.openapi import MOST, PAGE, document
+from reconciler.web.openapi import MAX_NAME, MOST, PAGE, document
 
 PREFIX = "/api/v1"
 MAX_BODY = 1024
@@ -60,6 +60,8 @@ class Api:
         self._access.check(request, Role.VIEWER)
         given = _parameters(request, "after", "limit")
         limit, after = _number(given, "limit", PAGE, 1, MOST), given.get("after", "")
+        if len(after) > MAX_NAME:
+            raise WebError("FL9322", f"after has more than {MAX_NAME} characters.", cure="No name of a project is longer.")
         documents = self._documents()
         names = sorted(name for name in documents if name > after)
         page = [_summary(name, documents[name]) for name in names[:limit]]

@@ -65,11 +65,15 @@ class _Loop(Collector):
         yield CounterMetricFamily("flops_status_commits", "Commits of the status branch.", value=self._publisher.commits)
         yield CounterMetricFamily("flops_status_pushes", "Pushes of the status branch.", value=self._publisher.pushes)
         yield CounterMetricFamily("flops_status_push_retries", "Pushes tried again.", value=self._publisher.push_retries)
-        git = CounterMetricFamily("flops_git_fetches", "Fetches from the GitOps repo's remote by result.", labels=["result"])
-        failed = controller.repo.failed_fetches
-        git.add_metric(["done"], max(0, controller.repo.fetches - failed))
-        git.add_metric(["failed"], failed)
-        yield git
+        for name, what, repos in (
+            ("flops_git_fetches", "Fetches from the GitOps repo's remote by result.", controller.repo),
+            ("flops_ml_repo_fetches", "Fetches from ML repos elsewhere by result.", controller.ml_repos),
+        ):
+            git = CounterMetricFamily(name, what, labels=["result"])
+            failed = repos.failed_fetches
+            git.add_metric(["done"], max(0, repos.fetches - failed))
+            git.add_metric(["failed"], failed)
+            yield git
         yield CounterMetricFamily("flops_status_failures", "Status that could not be pushed.", value=self._publisher.failures)
         told = CounterMetricFamily("flops_notifications", "Notifications by target and result.", labels=["target", "result"])
         waiting = GaugeMetricFamily("flops_notifications_waiting", "Notifications that wait to be sent.", labels=["target"])

@@ -9,6 +9,7 @@ from reconciler.spec.base import NAME
 
 PAGE, MOST = 100, 500
 """Items of a page: when nothing is said, and at most."""
+MAX_NAME = 63
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
 _LARGEST = 2**63 - 1
@@ -17,12 +18,12 @@ _LARGEST = 2**63 - 1
 @cache
 def document() -> dict[str, Any]:
     """The whole document."""
-    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "pattern": NAME, "maxLength": 63}}
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "pattern": NAME, "maxLength": MAX_NAME}}
     limit = _query("limit", "Items of a page.", {"type": "integer", "minimum": 1, "maximum": MOST, "default": PAGE})
     cursor = {"type": "integer", "minimum": 0, "maximum": _LARGEST}
     before = _query("before", "Ids below this one only; the newest of them.", cursor)
     after = _query("after", "Ids above this one only; the oldest of them.", cursor)
-    after_name = _query("after", "Names after this one only.", {"type": "string", "maxLength": 63})
+    after_name = _query("after", "Names after this one only.", {"type": "string", "maxLength": MAX_NAME})
     one = "/api/v1/projects/{name}"
     return {
         "openapi": "3.1.0",

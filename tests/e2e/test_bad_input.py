@@ -64,9 +64,8 @@ post_training_steps: [build_image_for_trained_model, deploy_trained_model_image]
 """
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
-    root = tmp_path_factory.mktemp("bad")
+def make_points(root: Path) -> Workbench:
+    """A GitOps repo without projects, and a small dataset with the tag `points`."""
     made = make(root)
     random = np.random.default_rng(0)
     points = random.normal(size=(400, 2))
@@ -77,6 +76,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
     (made.clone / "flops.yaml").write_text(f"data_directories:\n  points: {root / 'points'}\nbudget: {{max_parallel: 3}}\n")
     for path in sorted((made.clone / "projects").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
+    made = make_points(tmp_path_factory.mktemp("bad"))
     yield made
     made.stop()
 

@@ -160,8 +160,23 @@ def test_in_the_loop_what_is_not_signed_is_not_declared(repos: Repos) -> None:
     loop.settle()
     loop.settle()
     assert [name for name, _ in loop.world.trained] == ["a"]
+    assert loop.says("a", "SourceVerified")[:2] == ("True", "SignatureVerified")
     git(loop.user, "config", "commit.gpgsign", "false")
     loop.edit(loop.project("a", 9))
     loop.settle()
     assert len(loop.world.trained) == 1
+    assert loop.says("a", "SourceVerified")[:2] == ("False", "SignatureNotVerified")
+    assert loop.says("a", "Synced")[0] == loop.says("a", "Ready")[0] == "True"
     assert sum("FL1710" in text for text in loop.warnings) >= 1
+    told = loop.commits()
+    loop.edit({"README.md": "not signed either\n"})
+    loop.settle()
+    assert loop.commits() == told  # which commit it is makes no transition
+    git(loop.user, "config", "commit.gpgsign", "true")
+    commit(loop.user, {"README.md": "signed again\n"})
+    loop.settle()
+    assert loop.says("a", "SourceVerified")[0] == "True"
+    loop.config = OperatorConfig()
+    loop.start("another")
+    loop.settle()
+    assert loop.says("a", "SourceVerified") == ("", "", "")

@@ -1,0 +1,60 @@
+"""The API held to its own description: schemathesis sends generated requests, good and bad, to the real server over a socket."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from reconciler.web.openapi import document
+from reconciler.web.server import WebServer
+from tests.conftest import Repos
+from tests.web.test_api import OPERATOR, ApiSite
+
+EXAMPLES = 300 if os.environ.get("FLOPS_SOAK") == "1" else 8
+CHECKS = [
+    not_a_server_error, status_code_conformance, content_type_conformance, response_headers_conformance,
+    response_schema_conformance, negative_data_rejection, unsupported_method,
+]  # fmt: skip
+schema = schemathesis.openapi.from_dict(document())
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    site = ApiSite(Repos(tmp_path_factory.mktemp("site")))
+    with WebServer(site.client.app, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.port}"
+
+
+@schema.parametrize()
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    derandomize=EXAMPLES < 100,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_the_server_answers_as_it_says(case: schemathesis.Case, address: str) -> None:
+    good = case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE
+    if good and case.path_parameters and len(case.path_parameters["name"]) % 2:
+        case.path_parameters["name"] = "a"  # half of them are about a project that there is
+    case.call_and_validate(base_url=address, headers={"authorization": f"Bearer {OPERATOR}"}, checks=CHECKS)
+
+
+def test_it_is_still_there_after_all_that(address: str) -> None:
+    assert httpx.get(f"{address}/healthz", timeout=30).text == "ok\n"
