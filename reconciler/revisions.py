@@ -28,7 +28,7 @@ class _Known:
 
 
 class Revisions:
-    """A `Resolve` that does not wait: what is not known yet is a transient error until `changed` is called."""
+    """A `Resolve` that does not wait: what is not known yet is a transient error. `changed` is called after each answer."""
 
     def __init__(
         self,
@@ -85,13 +85,12 @@ class Revisions:
         except Exception as raised:  # nothing that a repo can cause may end the loop
             error = SourceError("FL2020", f"The ML repo cannot be read: {raised}.", cure="It is tried again.", transient=True)
         with self._lock:
-            changed = (revision != known.revision) if revision else (known.revision is None and str(error) != str(known.error))
             known.failures = 0 if revision else known.failures + 1
             known.revision, known.error = revision or known.revision, error
             known.due = self._monotonic() + self._pause(known, error)
             known.asking = False
-        if changed:
-            self._changed()
+        # Also when it is as it was: a loop that is to end waits for the answer, whatever it is.
+        self._changed()
 
     def _pause(self, known: _Known, error: FlopsError | None) -> float:
         if error is None:
