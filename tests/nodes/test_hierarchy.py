@@ -35,7 +35,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     try:
         made.start()
         for number, (name, cluster) in enumerate((("a", "east"), ("b", "east"), ("c", "west"), ("d", "west"))):
-            made.node(name, cluster=cluster, rows=100 + 60 * number).start()
+            made.node(name, cluster=cluster, rows=100 + 60 * number, test_fraction=0.2).start()
         yield made
     finally:
         made.stop()
@@ -73,6 +73,9 @@ def test_two_clusters_of_nodes_learn_what_the_embedded_hierarchy_learns(
     assert result.rounds[1].loss < result.rounds[0].loss
     assert (result.model_dir / "MLmodel").is_file()
     assert about_clusters(four) == []
+    assert result.holdout["rows"] == sum((100 + 60 * number) // 5 for number in range(4)), "the rows that all clusters kept back"
+    assert result.holdout["accuracy"] > 0.8
+    assert result.samples is not None
     assert same(tmp_path, embedded, 2), "bit for bit: one loop, the same learners, the same seeds"
 
 

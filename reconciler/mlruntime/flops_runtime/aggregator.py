@@ -87,7 +87,7 @@ def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str, given
     from flops_runtime.grid import EmbeddedGrid, RunGrid
     from flops_runtime.identity import set_identity
     from flops_runtime.superlink_grid import SuperLinkGrid
-    from flops_runtime.switch import Switch
+    from flops_runtime.switch import EVERY, Switch
 
     set_identity()
     link = given_fds.get("link")
@@ -101,13 +101,13 @@ def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str, given
     if resumed:
         events.tell("resumed", f"goes on after {loop.noun} {len(resumed)}", round=len(resumed))
     grid: RunGrid | None = None
+    switch = Switch(Connection(link), events.tell) if hierarchical and link is not None else None
     specs = _specs(job, work)
     trained = rounds.finished(resumed, loop.rounds, loop.early_stop)
-    if not trained or link is not None:  # nodes are asked once more when all rounds are over
+    if not trained or (link is not None and switch is None):  # nodes are asked once more when all rounds are over
         nodes = f"{len(specs)} learners"
         if hierarchical:
             strategy = strategies.of_root(job)
-            switch = None if link is None else Switch(Connection(link), events.tell)
             grid = hierarchy.root_grid(job, nursery, run_dir, work, specs, events.tell, switch)
             nodes = f"{len(grid.learners)} clusters"
         elif simulated:
@@ -127,10 +127,14 @@ def _train(job: dict[str, Any], run_dir: Path, events: Events, level: str, given
     results, _, _ = checkpoints.load(loop.rounds)
     best = best_round(results, job["metric"], job["direction"])
     measured = None
-    if isinstance(grid, SuperLinkGrid):
+    nodes_grid = grid if isinstance(grid, SuperLinkGrid) else None
+    if switch is not None:
+        with switch.port(EVERY) as port:
+            nodes_grid = SuperLinkGrid(Connection(os.dup(port)), int(job["min_available"]), events.tell)
+    if nodes_grid is not None:
         timeout = rounds.setup_timeout(job) or SETUP_SECONDS
         arrays = rounds.to_record(checkpoints.parameters(best))
-        measured = federated_holdout.measure(grid, arrays, timeout, int(job["min_evaluate"]), events.tell)
+        measured = federated_holdout.measure(nodes_grid, arrays, timeout, int(job["min_evaluate"]), events.tell)
     if grid is not None:
         grid.close()
     events.tell("exporting", f"the best model is that of {loop.noun} {best}", round=best)

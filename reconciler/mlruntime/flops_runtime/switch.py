@@ -17,6 +17,8 @@ from typing import Any
 from flops_runtime import wire
 
 Tell = Callable[..., None]
+EVERY = ""
+"""In the place of a cluster's name: the nodes of all of them, for whoever measures what they made together."""
 
 
 class Switch:
@@ -34,7 +36,7 @@ class Switch:
 
     @contextlib.contextmanager
     def port(self, cluster: str) -> Iterator[int]:
-        """The file descriptor that a new aggregator of a cluster inherits; open within the context only."""
+        """The file descriptor that a new aggregator of a cluster (or of `EVERY` one) inherits; open within the context only."""
         ours, theirs = socket.socketpair()
         connection = Connection(ours.detach())
         with self._state:
@@ -103,7 +105,7 @@ class Switch:
                 asking = {connection: self._clusters[connection] for connection in self._asking}
                 self._asking.clear()
             for connection, cluster in asking.items():
-                nodes = [node for node in content["nodes"] if node["cluster"] == cluster]
+                nodes = [node for node in content["nodes"] if cluster in (EVERY, node["cluster"])]
                 self._send_down(connection, {"kind": "nodes", "nodes": nodes})
         elif content["kind"] == "fatal":
             with self._state:
