@@ -137,7 +137,7 @@ class Ours:
             shutil.rmtree(path, ignore_errors=True)
         for kind in KINDS:
             with suppress(docker.errors.ImageNotFound):
-                self._client.images.remove(f"{PREFIX}demo/a-{kind}:1", force=True)
+                self._client.images.remove(f"{PREFIX}bench/demo/a-{kind}:1", force=True)
         self._client.images.prune()
         os.environ.pop("UV_CACHE_DIR", None)
         if downloads:
@@ -145,7 +145,9 @@ class Ours:
 
     def _place(self) -> None:
         for kind in KINDS:
-            into_engine(self._client, self._bench.layout, f"demo/a-{kind}:1", self._platform, tell=lambda _line: None)
+            into_engine(
+                self._client, self._bench.layout, f"demo/a-{kind}:1", self._platform, owner="bench", tell=lambda _line: None
+            )
 
     def _push(self) -> None:
         with Registry(self._registry) as registry:

@@ -141,6 +141,7 @@ class Engine:
             self.images.layout,
             image.name,
             host_platform(),
+            owner=self._owner(),
             tell=lambda _line: None,
             cancelled=cancelled,
         )
@@ -159,6 +160,19 @@ class Engine:
 
         engine = self._container_engine()
         return leftovers(engine, self.state).names if dry_run else remove_leftovers(engine, self.state)
+
+    def remove_engine_images(self, *, dry_run: bool = False) -> list[str]:
+        """Takes from the container engine what the store has no more; its names there. Raises ImageError."""
+        if not uses_containers(self.state):
+            return []
+        from reconciler.images.engine import remove_from_engine
+
+        return remove_from_engine(self._container_engine().client, self._owner(), self.images.names(), dry_run=dry_run)
+
+    def _owner(self) -> str:
+        from reconciler.runtimes.docker_engine import owner_of
+
+        return owner_of(self.state)
 
     def _container_engine(self) -> DockerEngine:
         # The SDK takes a fifth of a second to import: commands that start no container need none of it.

@@ -53,7 +53,7 @@ def collect_images(
     """Take what nobody needs, and say what it was."""
     engine = open_engine(repo, state)
     done = collect(_layout(engine), keep_last=keep_last, in_use=running(engine), grace=grace, dry_run=dry_run)
-    left = engine.remove_leftovers(dry_run=dry_run)
+    left = [*engine.remove_leftovers(dry_run=dry_run), *engine.remove_engine_images(dry_run=dry_run)]
     if as_json:
         console.out(orjson.dumps({**asdict(done), "containers": left}, option=orjson.OPT_INDENT_2).decode(), highlight=False)
         return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from typing import Any
 
 import docker
@@ -26,7 +26,8 @@ from reconciler.images.serve import application
 from reconciler.podman import is_podman
 
 PREFIX = "flops.local/"
-"""Names that images get in the engine: nothing is pulled from there, but `docker images` shows what is what."""
+"""Names that images get in the engine: nothing is pulled from there, but `docker images` shows what is what. An owner follows,
+since several reconcilers may share an engine, and each of them takes away its own names only."""
 
 
 def into_engine(
@@ -35,10 +36,11 @@ def into_engine(
     name: str,
     platform: Platform,
     *,
+    owner: str,
     tell: Callable[[str], None],
     cancelled: Cancelled = never,
 ) -> str:
-    """Bring an image of the store (`customer/project:tag`) into the engine; the engine's id of it.
+    """Bring an image of the store (`customer/project:tag`) into the engine, with a name of the owner's; the engine's id of it.
 
     Raises ImageError: FL6106 when there is no such image for the platform, FL6126 (transient) when the engine does not take it,
     FL6156 when it is cancelled; the engine keeps the layers that it has by then.
@@ -46,16 +48,18 @@ def into_engine(
     manifest = _manifest(layout, name, platform)
     config = str(layout.read_json(manifest.digest)["config"]["digest"])
     try:
-        known = _known(client, config) or _known(client, PREFIX + name, manifest.digest)
+        own = f"{PREFIX}{owner}/{name}"
+        known = _known(client, config) or _known(client, own, manifest.digest)
+        repository, _, tag = name.rpartition(":")
         if known:
+            client.images.get(known).tag(own.rpartition(":")[0], tag=tag)
             return known
         tell(f"the engine takes {name} for {platform}")
-        repository, _, tag = name.rpartition(":")
         with _served(layout) as host:
             pulled = f"{host}/{repository}@{manifest.digest}"
             _pull(client, pulled, cancelled)
         image = client.images.get(pulled)
-        image.tag(PREFIX + repository, tag=tag)
+        image.tag(own.rpartition(":")[0], tag=tag)
         with contextlib.suppress(docker.errors.APIError):
             # The address was there for this pull alone; the name above keeps the image.
             client.images.remove(pulled, noprune=True)
@@ -67,6 +71,29 @@ def into_engine(
             cure="See whether it runs and has space; if it is on another machine, name a registry that both reach.",
             transient=True,
         ) from error
+
+
+def remove_from_engine(client: docker.DockerClient, owner: str, kept: Collection[str], *, dry_run: bool) -> list[str]:
+    """Take an owner's names from images that are not `kept` (`customer/project:tag`), and with the last name the image; the names.
+
+    What a container was made from stays. Raises ImageError FL6126 (transient) when the engine does not answer.
+    """
+    prefix, gone = f"{PREFIX}{owner}/", []
+    try:
+        needed = {item["ImageID"] for item in client.api.containers(all=True)}
+        for image in client.api.images():
+            if image["Id"] in needed:
+                continue
+            names = [tag for tag in image.get("RepoTags") or [] if tag.startswith(prefix)]
+            for name in sorted(tag for tag in names if tag.removeprefix(prefix) not in kept):
+                with contextlib.suppress(docker.errors.ImageNotFound):
+                    if not dry_run:
+                        client.images.remove(name)
+                    gone.append(name)
+    except (docker.errors.DockerException, requests.RequestException) as error:
+        cause = f"The container engine does not tell of its images: {str(error)[:200]}."
+        raise ImageError("FL6126", cause, cure="See whether it runs.", transient=True) from error
+    return gone
 
 
 def _pull(client: docker.DockerClient, reference: str, cancelled: Cancelled) -> None:

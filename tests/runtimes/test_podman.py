@@ -75,10 +75,10 @@ def test_an_image_of_the_store_comes_in_without_a_registry(podman: DockerEngine,
         assert is_podman(client)
         layout, name, told = Layout(tmp_path / "store"), "acme/into-podman:1", []
         index = make_image(layout, name, content=b"print('into podman')\n")
-        made = into_engine(client, layout, name, Platform("linux", "amd64"), tell=told.append)
+        made = into_engine(client, layout, name, Platform("linux", "amd64"), owner="podman", tell=told.append)
         manifest = layout.read_json(layout.read_json(index.digest)["manifests"][0]["digest"])
-        assert made == manifest["config"]["digest"] == client.images.get(PREFIX + name).id
-        assert into_engine(client, layout, name, Platform("linux", "amd64"), tell=told.append) == made
+        assert made == manifest["config"]["digest"] == client.images.get(f"{PREFIX}podman/{name}").id
+        assert into_engine(client, layout, name, Platform("linux", "amd64"), owner="podman", tell=told.append) == made
         assert len(told) == 1
 
 
