@@ -5,7 +5,6 @@ Only in `make soak` (FLOPS_SOAK=1): every kill is a training of its own, from a 
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
@@ -17,13 +16,14 @@ import pytest
 
 from bench.workbench import Workbench, make
 from reconciler.engine import open_engine
+from tests.soak.sizes import SOAK, size
 
 PROJECT = "mnist-classic"
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(not os.environ.get("FLOPS_SOAK"), reason="a soak test: FLOPS_SOAK=1"),
+    pytest.mark.skipif(not SOAK, reason="the kills of tests/soak are the quick ones"),
 ]
 
 
@@ -48,7 +48,7 @@ def change(bench: Workbench, rerun: str) -> None:
     bench.commit(rerun)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(size("FLOPS_SOAK_TIMES", short=1, long=20)))
 def test_a_reconciler_that_is_killed_at_a_random_time(bench: tuple[Workbench, float], seed: int, tmp_path: Path) -> None:
     site, seconds = bench
     change(site, f"killed-{seed}")

@@ -1,7 +1,7 @@
 """Kills at random times in a hierarchical training over real nodes: every run ends, with the undisturbed model where every round
 had the same answers, and no cycle is trained twice.
 
-One kill of the SuperLink here; twenty of every kind in `make soak` (FLOPS_SOAK=1). The nodes stay up between the runs, and keep
+One kill of the SuperLink here; twenty of every kind in `make soak` (FLOPS_SOAK_TIMES). The nodes stay up between the runs, and keep
 the learners of the bundle, so a kill costs the seconds of its rounds.
 """
 
@@ -29,8 +29,9 @@ from reconciler.federation.training import ClusterShare, TrainingEvent, Training
 from tests.federation.processes import aggregator_of, later, learners_of, rounds_of
 from tests.federation.test_training import same
 from tests.nodes.kit import Federation, eventually
+from tests.soak.sizes import SOAK, size
 
-SOAK = bool(os.environ.get("FLOPS_SOAK"))
+TIMES = size("FLOPS_SOAK_TIMES", short=1, long=20)
 CYCLES, ROUNDS, TRIES = 3, 3, 10
 RECONCILER = """
 import pickle, sys
@@ -116,7 +117,7 @@ def kill_superlink(ground: Ground, run_dir: Path, chance: random.Random) -> None
 EVERY = [kill_learner, kill_node, kill_cluster_aggregator, kill_aggregator, kill_superlink]
 
 
-@pytest.mark.parametrize("seed", range(20 if SOAK else 1))
+@pytest.mark.parametrize("seed", range(TIMES))
 @pytest.mark.parametrize("kill", EVERY if SOAK else [kill_superlink], ids=lambda kill: kill.__name__)
 def test_a_kill_at_a_random_time(ground: Ground, tmp_path: Path, kill: Callable[..., None], seed: int) -> None:
     chance = random.Random(f"{kill.__name__}/{seed}")
@@ -139,7 +140,7 @@ def test_a_kill_at_a_random_time(ground: Ground, tmp_path: Path, kill: Callable[
 
 
 @pytest.mark.skipif(not SOAK, reason="the SuperLink's kill is the one of the quick tests")
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(TIMES))
 def test_a_reconciler_that_is_killed_at_a_random_time(ground: Ground, tmp_path: Path, seed: int) -> None:
     arguments = [sys.executable, "-c", RECONCILER]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as reconciler:
