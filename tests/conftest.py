@@ -14,8 +14,19 @@ import pytest
 from reconciler.engine import cache_directory
 from reconciler.redaction import REDACTION
 from tests.engine import base_layout, base_rootfs, engine, registry, start_registry
+from tests.soak.sizes import SOAK
 
 __all__ = ["base_layout", "base_rootfs", "engine", "registry", "start_registry"]  # fixtures for every test
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is `long` runs in `make soak`: `make test` is to be waited for."""
+    if SOAK:
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 class Repos:

@@ -146,8 +146,10 @@ class ImageStore:
 
     def find(self, name: str) -> ProjectImage | None:
         """An image that is there."""
+        if name not in self.names():
+            return None
         self.recheck([name])
-        if name not in self.names() or self.deleted([name]):
+        if self.deleted([name]):
             return None
         image = self.layout.resolve(name)
         if image is None:

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -71,7 +72,7 @@ class ProcessRuntime:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._root / f".{spec.name}.lock"):
             content = _content(spec)
-            state = _state(folder)
+            state = _state_or_told(folder)
             if state and state["spec_digest"] == content["digest"] and state["healthy"]:
                 return self._service(folder)
             port = spec.port or self._kept_or_new_port(folder)
@@ -91,7 +92,7 @@ class ProcessRuntime:
         if not folder.is_dir():
             return
         with FileLock(self._root / f".{name}.lock"):
-            state = _state(folder)
+            state = _state_or_told(folder)
             if state:
                 with suppress(OSError, ServingError), _Channel(folder) as channel:
                     channel.ask({"op": "stop"}, START_LIMIT)
@@ -223,6 +224,12 @@ class _Channel:
             self._socket.recv(1)
         self._socket.close()
 
+    @property
+    def peer(self) -> int:
+        """The supervisor's process id, as the kernel knows it."""
+        pid, _, _ = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return int(pid)
+
     def ask(self, request: Mapping[str, Any], limit: float) -> dict[str, Any]:
         """The answer within `limit` seconds. Raises ServingError for a refusal or when there is none."""
         try:
@@ -280,6 +287,22 @@ def _state(folder: Path) -> State | None:
     except (OSError, ValueError, KeyError, IndexError):
         return None
     return state if begun == state["supervisor_started"] else None
+
+
+def _state_or_told(folder: Path) -> State | None:
+    """The same; a supervisor whose record is gone or damaged is asked to write it anew, and ended if it does not.
+
+    Otherwise it would go on beside its successor, and both would write to one folder.
+    """
+    state = _state(folder)
+    if state is None:
+        with suppress(OSError), _Channel(folder) as channel:
+            try:
+                channel.ask({"op": "tell"}, START_LIMIT)
+            except ServingError:
+                os.kill(channel.peer, signal.SIGKILL)
+        state = _state(folder)
+    return state
 
 
 def _stuck(folder: Path) -> bool:

@@ -101,6 +101,9 @@ class Supervisor:
             return await self._prepare(request["spec"], int(request["port"]), request["secrets"])
         if operation == "promote":
             return await self._promote()
+        if operation == "tell":
+            self._set_health(self._healthy, self._error)
+            return {"ok": True}
         if operation == "stop":
             self._over.set()
             return {"ok": True}

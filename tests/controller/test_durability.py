@@ -152,7 +152,7 @@ def test_a_registry_that_says_nonsense_is_its_customers_alone(loop: Looping, mon
     loop.edit(loop.project("a", rounds=9))
     loop.settle()
     assert loop.says("a", "Synced")[:2] == ("True", "Converged")
-    assert "FL9013" in loop.says("theirs", "Synced")[2]
+    assert "FL9023" in loop.says("theirs", "Synced")[2]
     assert "inference-theirs" in loop.world.services
     monkeypatch.undo()
     loop.world.generation += 1

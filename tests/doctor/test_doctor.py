@@ -46,7 +46,7 @@ def site(repos: Repos, tmp_path: Path) -> Site:
 def test_a_sound_site_has_no_fault_and_is_left_as_it_was(site: Site) -> None:
     refs = git(site.repos.origin, "for-each-ref")
     found = site.examine()
-    assert len(found) == 16
+    assert len(found) == 17
     assert not [item for item in found.values() if item.level is Level.FAIL and item.check not in {"state disk", "cache disk"}]
     assert git(site.repos.origin, "for-each-ref") == refs
     assert not site.state.exists()
@@ -81,7 +81,7 @@ def test_no_repo_at_all(site: Site, tmp_path: Path) -> None:
     site.clone.mkdir()
     found = site.examine()
     assert (found["git"].level, found["git"].code) == (Level.FAIL, "FL2005")
-    assert len(found) == 16
+    assert len(found) == 17
 
 
 def test_a_damaged_journal_is_said_and_not_touched(site: Site) -> None:

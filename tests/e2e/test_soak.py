@@ -16,14 +16,14 @@ import pytest
 
 from bench.workbench import Workbench, make
 from reconciler.engine import open_engine
-from tests.soak.sizes import SOAK, size
+from tests.soak.sizes import size
 
 PROJECT = "mnist-classic"
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(not SOAK, reason="the kills of tests/soak are the quick ones"),
+    pytest.mark.long,
 ]
 
 

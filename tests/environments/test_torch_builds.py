@@ -107,6 +107,7 @@ def test_the_operators_choice_is_obeyed(folder: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.long
 def test_the_real_one_is_locked_with_hashes_and_without_cuda() -> None:
     python = python_of(example("pytorch"), "pytorch")
     installed = {path.name.split("-")[0].lower() for path in python.parents[1].glob("lib/python*/site-packages/*.dist-info")}

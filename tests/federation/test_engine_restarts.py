@@ -51,7 +51,7 @@ class OwnEngine:
         return subprocess.run([SCRIPT, word], env=self._environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["containers end", "live-restore"])
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["containers end", "live-restore"])
 def own(request: pytest.FixtureRequest) -> Iterator[OwnEngine]:
     open_engine()  # where there is none, none can be started
     if os.getuid():

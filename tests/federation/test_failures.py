@@ -50,7 +50,7 @@ def test_a_straggler_is_dropped_and_let_in_again(job: TrainingJob, run, spoil) -
     assert failed.data["failure"]["code"] == "FL5021"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long)])
 def test_an_aggregator_killed_at_any_time_resumes_to_the_same_model(job: TrainingJob, run, tmp_path: Path, seed: int) -> None:
     """Between rounds or within one: the moment is a random one after a random event."""
     changes = {"strategy_name": "fedyogi", "rounds": 6}
@@ -73,6 +73,7 @@ def test_an_aggregator_killed_at_any_time_resumes_to_the_same_model(job: Trainin
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.long
 def test_damaged_checkpoints_are_trained_again_to_the_same_model(job: TrainingJob, run, tmp_path: Path) -> None:
     """Each kind of record of a half-finished run in turn: what cannot be read counts as not done, and nothing else is lost."""
     changes = {"strategy_name": "fedyogi", "rounds": 4}

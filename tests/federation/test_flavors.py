@@ -98,6 +98,7 @@ def test_a_repo_in_the_style_of_flops_documentation_runs_unchanged_and_repeatabl
     assert all(np.isfinite(array).all() for array in parameters(job.run_dir, 3))
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_to_the_same_network(job: TrainingJob, run, digits, tmp_path: Path) -> None:
     mine = of_flavor(job, "pytorch", example("pytorch"), digits)
     run(mine, rounds=4, run_dir=tmp_path / "undisturbed")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -168,7 +167,7 @@ def test_the_image_for_arm64_runs_under_emulation(built: Built, registry: Runnin
 
 
 @EMULATED
-@pytest.mark.skipif(not os.environ.get("FLOPS_SOAK"), reason="minutes under QEMU: make soak")
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_image_for_arm64_predicts_under_emulation(built: Built, registry: RunningRegistry, engine: docker.DockerClient) -> None:
     with running(engine, pushed(built, built.image, registry), "linux/arm64", {}) as container:

@@ -11,7 +11,7 @@ import httpx
 
 from reconciler.nodes import keys
 from reconciler.nodes.relay import Candidate
-from reconciler.nodes.superlink import Access, SuperLink
+from reconciler.nodes.superlink import Access
 from tests.nodes.kit import Federation, Process, free_port
 
 EXECUTABLES = Path(sys.executable).parent
@@ -47,10 +47,10 @@ class StockFederation(Federation):
         except httpx.HTTPError:
             return False
 
-    def superlink(self) -> SuperLink:
+    def access(self) -> Access:
         secret = self.secret_file.read_bytes() if self.with_secret else None
         trusted = (self.folder / "ca.pem").read_bytes()
-        return SuperLink(Access(f"{self.host}:{self.port}", root_certificates=trusted, superexec_secret=secret))
+        return Access(f"{self.host}:{self.port}", root_certificates=trusted, superexec_secret=secret)
 
     def supernode(self, name: str) -> Process:
         """Flower's own SuperNode with a key of its own, declared and allowed for the tags of the tests."""

@@ -89,6 +89,7 @@ def test_a_run_whose_rounds_are_over_is_only_measured_again(federation: Federati
     assert "round" not in federation.kinds()
 
 
+@pytest.mark.long
 def test_privacy_means_on_a_node_what_it_means_here(federation: Federation) -> None:
     """The update is clipped before it leaves the node, and the noise is not the seed's."""
     federation.node("a").start()

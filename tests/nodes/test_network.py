@@ -93,6 +93,7 @@ def distant(network: Network, tmp_path: Path) -> Iterator[Federation]:
         made.stop()
 
 
+@pytest.mark.long
 def test_a_whole_cluster_is_cut_in_cycle_1_and_healed_in_cycle_2(distant: Federation, network: Network, repo: Path) -> None:
     for number, cluster in ((2, "east"), (3, "east"), (4, "west"), (5, "west")):
         distant.node(f"n{number}", netns=network.host(number), cluster=cluster).start()

@@ -95,7 +95,8 @@ def test_a_merged_sla_trains_on_declared_nodes_only_and_serves_what_it_measured_
 
         one_each = SLA.replace("_clients: 2", "_clients: 1")
         clusters = "  clusters: [{name: northern}, {name: southern}, {name: nobody}]\n"
-        (project / "sla.yaml").write_text(one_each + "  mode: hierarchical\n  training_cycles: 2\n" + clusters)
+        more = "training_configuration:\n  mode: hierarchical\n  training_cycles: 2\n" + clusters
+        (project / "sla.yaml").write_text(one_each.replace("training_configuration:\n", more))
         bench.commit("In clusters")
         bench.flops("reconcile", "--once")
         document = bench.status("blobs")

@@ -1,7 +1,7 @@
 """Kills at random times in a hierarchical training over real nodes: every run ends, with the undisturbed model where every round
 had the same answers, and no cycle is trained twice.
 
-One kill of the SuperLink here; twenty of every kind in `make soak` (FLOPS_SOAK_TIMES). The nodes stay up between the runs, and keep
+Twenty of every kind in `make soak` (FLOPS_SOAK_TIMES), none elsewhere: test_federation kills a SuperLink too. The nodes stay up between the runs, and keep
 the learners of the bundle, so a kill costs the seconds of its rounds.
 """
 
@@ -29,9 +29,11 @@ from reconciler.federation.training import ClusterShare, TrainingEvent, Training
 from tests.federation.processes import aggregator_of, later, learners_of, rounds_of
 from tests.federation.test_training import same
 from tests.nodes.kit import Federation, eventually
-from tests.soak.sizes import SOAK, size
+from tests.soak.sizes import size
 
 TIMES = size("FLOPS_SOAK_TIMES", short=1, long=20)
+
+pytestmark = pytest.mark.long
 CYCLES, ROUNDS, TRIES = 3, 3, 10
 RECONCILER = """
 import pickle, sys
@@ -118,7 +120,7 @@ EVERY = [kill_learner, kill_node, kill_cluster_aggregator, kill_aggregator, kill
 
 
 @pytest.mark.parametrize("seed", range(TIMES))
-@pytest.mark.parametrize("kill", EVERY if SOAK else [kill_superlink], ids=lambda kill: kill.__name__)
+@pytest.mark.parametrize("kill", EVERY, ids=lambda kill: kill.__name__)
 def test_a_kill_at_a_random_time(ground: Ground, tmp_path: Path, kill: Callable[..., None], seed: int) -> None:
     chance = random.Random(f"{kill.__name__}/{seed}")
     after = chance.random() * ground.seconds
@@ -139,7 +141,6 @@ def test_a_kill_at_a_random_time(ground: Ground, tmp_path: Path, kill: Callable[
     check(ground, tmp_path, result)
 
 
-@pytest.mark.skipif(not SOAK, reason="the SuperLink's kill is the one of the quick tests")
 @pytest.mark.parametrize("seed", range(TIMES))
 def test_a_reconciler_that_is_killed_at_a_random_time(ground: Ground, tmp_path: Path, seed: int) -> None:
     arguments = [sys.executable, "-c", RECONCILER]

@@ -235,6 +235,27 @@ def test_a_reused_process_id_is_not_taken_for_the_supervisor(runtime: ProcessRun
     assert supervisor_of(tmp_path) == real
 
 
+@pytest.mark.parametrize("damage", [b"\x00{", b"{}", None], ids=["no JSON", "empty", "gone"])
+def test_a_supervisor_whose_record_is_damaged_stays_the_only_one(
+    runtime: ProcessRuntime, spec: Make, tmp_path: Path, damage: bytes | None
+) -> None:
+    """It writes its record anew; the server does not notice, and no second supervisor comes."""
+    first = runtime.apply(spec("one"))
+    folder = tmp_path / "services" / "demo"
+    supervisor = supervisor_of(tmp_path)
+    (folder / "state.json").unlink()
+    if damage is not None:
+        (folder / "state.json").write_bytes(damage)
+    assert not observed(runtime).healthy
+    again = runtime.apply(spec("one"))
+    assert (again.pid, again.healthy) == (first.pid, True)
+    assert supervisor_of(tmp_path) == supervisor
+    (folder / "state.json").write_bytes(b"")
+    runtime.remove("demo")
+    assert not psutil.pid_exists(supervisor) or psutil.Process(supervisor).status() == psutil.STATUS_ZOMBIE
+    assert not marked(folder)
+
+
 def test_a_port_in_use_is_named_with_its_holder(runtime: ProcessRuntime, spec: Make) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]

@@ -6,7 +6,7 @@
 | idle | FLOPS_SOAK_MINUTES (simulated) | 480 | a quarter of an hour |
 | histories | FLOPS_SOAK_EXAMPLES | 400 | an hour |
 | trainings: kills of learners, aggregators, nodes, SuperLink, reconciler | FLOPS_SOAK_TIMES | 20 of each | an hour |
-| images: the arm64 image answers under QEMU (needs an engine) | – | once | five minutes |
+| long: tests that `make test` leaves out; with an engine the arm64 image under QEMU | – | each once | a quarter of an hour |
 | api: schemathesis | – | 300 examples an operation | five minutes |
 | laws of the loader and the plan | – | 20,000 examples each | a quarter of an hour |
 | fuzz | FLOPS_SOAK_INPUTS | 1,000,000 | ten to twenty minutes |
@@ -29,7 +29,7 @@ PARTS = {
     "idle": (*PYTEST, "tests/soak/test_idle.py"),
     "histories": (*PYTEST, "tests/controller/test_state_machine.py"),
     "trainings": (*PYTEST, "tests/federation/test_soak.py", "tests/nodes/test_soak.py", "tests/e2e/test_soak.py"),
-    "images": (*PYTEST, "tests/images/test_run_image.py"),
+    "long": (*PYTEST, "tests", "-m", "long", "--ignore-glob=*/test_soak.py"),
     "api": (*PYTEST, "tests/web/test_schema.py"),
     "laws": (*PYTEST, "tests/spec", "tests/plan"),
     "fuzz": (sys.executable, "-m", "tests.soak.fuzz", "--runs", str(size("FLOPS_SOAK_INPUTS", short=1500, long=1_000_000))),

@@ -22,7 +22,7 @@ from tests.conftest import git
 from tests.soak.site import Controller, Site, until
 from tests.soak.sizes import SOAK, size
 
-MINUTES = size("FLOPS_SOAK_MINUTES", short=10, long=8 * 60)
+MINUTES = size("FLOPS_SOAK_MINUTES", short=4, long=8 * 60)
 WAL_LIMIT = 5_000_000
 """SQLite writes its log back after 1,000 pages of 4 kB: until then it grows, and never further."""
 

@@ -25,7 +25,7 @@ from reconciler.logs import JsonLog
 from reconciler.plan import Action, Change, ProjectPlan, Stage, Verb
 from reconciler.redaction import learn
 from reconciler.running import StagesExecutor
-from reconciler.stages import STAGES, Outcome
+from reconciler.stages import Outcome
 from reconciler.telemetry import Telemetry, open_telemetry
 from tests.conftest import Repos
 from tests.controller.looping import Looping
@@ -99,7 +99,7 @@ def work_once(repos: Repos, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatc
             raise ServingError("FL7010", "It does not take canary-0123456789.", cure="Wait.", transient=True)
         return Outcome("done", "done")
 
-    monkeypatch.setitem(STAGES, Stage.RESOLVE, stage)
+    monkeypatch.setattr("reconciler.stages.resolve.run", stage)
     plan = ProjectPlan("a", Change.TRAIN, "new", "d" * 64, (Action(Stage.RESOLVE, Verb.RUN, "new"),))
     item = view.projects["a"]
     item.plan = plan
