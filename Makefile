@@ -46,7 +46,7 @@ check: setup
 	$(BIN)/zizmor --offline --quiet .github/workflows reconciler/scaffold/templates/.github/workflows
 
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 demo: setup
 	$(BIN)/python -m ci.demo

@@ -1,8 +1,8 @@
 """Kills at random times in a hierarchical training over real nodes: every run ends, with the undisturbed model where every round
 had the same answers, and no cycle is trained twice.
 
-Twenty of every kind in `make soak` (FLOPS_SOAK_TIMES), none elsewhere: test_federation kills a SuperLink too. The nodes stay up between the runs, and keep
-the learners of the bundle, so a kill costs the seconds of its rounds.
+Twenty of every kind in `make soak` (FLOPS_SOAK_TIMES), none elsewhere: test_federation kills a SuperLink too. The nodes stay up
+between the runs, and keep the learners of the bundle, so a kill costs the seconds of its rounds.
 """
 
 from __future__ import annotations
