@@ -1,4 +1,4 @@
-"""Makes `docs/errors.md` from `reconciler.errors.CODES`, and checks that code and table agree.
+"""Makes `docs/errors.md` from `reconciler.error_codes.CODES`, and checks that code and table agree.
 
 Run: `python -m ci.errors_doc` to write it, `--check` to compare (exit 1 when something is out of step).
 """
@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from reconciler.errors import CODES
+from reconciler.error_codes import CODES
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "errors.md"
@@ -41,8 +41,8 @@ def page() -> str:
 
 
 def used() -> set[str]:
-    """Every code that stands in the sources, `errors.py` itself left out."""
-    sources = [path for path in (ROOT / "reconciler").rglob("*.py") if path.name != "errors.py"]
+    """Every code that stands in the sources, the table itself left out."""
+    sources = [path for path in (ROOT / "reconciler").rglob("*.py") if path.name != "error_codes.py"]
     return {code for path in sources for code in re.findall(r"\"(FL\d{4})\"", path.read_text())}
 
 

@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reconciler.errors import CODES, FlopsError, WebError
+from reconciler.error_codes import CODES
+from reconciler.errors import FlopsError, WebError
 from reconciler.redaction import mask_data
 
 MAX_TARGET = 1000

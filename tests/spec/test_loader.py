@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from reconciler.errors import CODES, SpecError, SpecErrors
+from reconciler.error_codes import CODES
+from reconciler.errors import SpecError, SpecErrors
 from reconciler.spec import load_mock_data, load_operator_config, load_sla, training_spec
 from reconciler.spec.schemas import files as schema_files
 from reconciler.spec.schemas import schema
