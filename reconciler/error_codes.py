@@ -194,6 +194,7 @@ CODES: dict[str, str] = {
     "FL6011": "a registered model without its lock",
     "FL6020": "the registry lost the version of a digest",
     "FL6021": "MLflow lost the run of a digest",
+    "FL6022": "the process that writes to MLflow is gone",
     "FL6030": "the tracking server does not answer",
     # --- FL61xx images: the store and the assembler
     "FL6101": "not a platform",

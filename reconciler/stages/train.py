@@ -44,6 +44,9 @@ def run(work: Work) -> Outcome:
         if event.kind == "sandbox":
             sandbox.append(message)
             message = f"learners run in a sandbox: {message}"
+        if event.kind in {"started", "exporting"}:
+            # The way to the record is made ready while the learners learn; again at the end, as it does not wait for hours.
+            pool.submit(lambda: server.result().prepare_to_write())
         work.tell(event.kind, message, {"round": event.round, "total": event.total, **event.data})
 
     with ThreadPoolExecutor(max_workers=1) as pool:
