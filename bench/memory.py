@@ -1,7 +1,7 @@
 """What `flops serve` holds in memory before, in and after its first training, and what that training's stages take.
 
-MLflow's client is in a process of its own, the scribe's. What the loop would hold with it is measured in the same run: a process that
-imports both, beside one that imports the loop alone. Run: `python -m bench.memory`. Writes `bench/results/memory.json`.
+MLflow's client is in a process of its own, the scribe's. What the loop would hold with it is measured in the same run: a process
+that imports both, beside one that imports the loop alone. Run: `python -m bench.memory`. Writes `bench/results/memory.json`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -20,7 +21,7 @@ from rich.table import Table
 from bench.base_case import warm_caches
 from bench.site import record
 from bench.workbench import Workbench, make
-from reconciler.tracking import scribe
+from reconciler.aside import PROCESS
 
 PROJECT = "mnist-classic"
 LOOP = "import reconciler.commands.serve"
@@ -41,37 +42,39 @@ def main() -> int:
     table = Table("what", "measured")
     for name, value in found.items():
         table.add_row(name.replace("_", " "), f"{value:.2f} s" if name.endswith("seconds") else f"{value:.0f} MiB")
-    table.add_row("idle, of what it would be with MLflow's client in it", f"{found['idle'] / (found['idle'] + found['mlflow']):.2f}")
+    table.add_row(
+        "idle, of what it would be with MLflow's client in it", f"{found['idle'] / (found['idle'] + found['mlflow']):.2f}"
+    )
     Console(width=130).print(table)
     record("memory", found)
     return 0
 
 
 def _served(bench: Workbench) -> dict[str, float]:
-    """A `flops serve` from its start until it is idle after its first training; MiB of it, and the scribe's, and seconds of stages."""
+    """A `flops serve` from its start until it is idle after its first training; MiB, and seconds of stages."""
     bench.edit_sla(PROJECT, "customerID", "suspend: true\ncustomerID")
     bench.commit("Later")
-    serving = psutil.Popen(
-        [sys.executable, "-m", "reconciler.cli", "serve", "--repo", str(bench.clone)],
-        cwd=bench.clone, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    log = bench.root / "serve.log"
+    with log.open("wb") as output:
+        serving = psutil.Popen(
+            [sys.executable, "-m", "reconciler.cli", "serve", "--log", "json", "--repo", str(bench.clone)],
+            cwd=bench.clone, stdout=output, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
     try:
-        _until(lambda: bench.flops("status", check=False).find("Suspended") >= 0)
+        _until(lambda: "status/default" in bench.git("branch", "--list", "status/*"))
         found = {"before": _rss(serving)}
         bench.edit_sla(PROJECT, "suspend: true\n", "")
         bench.commit("Now")
-        peak = scribes = 0.0
+        peak = beside = 0.0
 
-        def verified() -> bool:
-            nonlocal peak, scribes
-            for _ in range(10):
-                time.sleep(0.05)
-                peak, scribes = max(peak, _rss(serving)), max(scribes, *map(_rss, _scribes(serving)), 0.0)
-            return any(item["stage"] == "verify" for item in bench.history(PROJECT))
+        def ended() -> bool:
+            nonlocal peak, beside
+            peak, beside = max(peak, _rss(serving)), max(beside, sum(map(_rss, _asides(serving))))
+            return b'"kind":"ended"' in log.read_bytes()
 
-        _until(verified)
-        found |= {"highest": peak, "scribe": scribes}
-        _until(lambda: not _scribes(serving))
+        _until(ended)
+        found |= {"highest": peak, "highest_beside": beside}
+        _until(lambda: not _asides(serving))
         time.sleep(2)
         found["idle"] = _rss(serving)
         stages = {f"{item['stage']}_seconds": float(item["seconds"] or 0) for item in bench.history(PROJECT)}
@@ -81,8 +84,13 @@ def _served(bench: Workbench) -> dict[str, float]:
         serving.wait()
 
 
-def _scribes(serving: psutil.Process) -> list[psutil.Process]:
-    return [child for child in serving.children() if f"{scribe.__name__}_process" in child.cmdline()]
+def _asides(serving: psutil.Process) -> list[psutil.Process]:
+    found = []
+    for child in serving.children():
+        with suppress(psutil.Error):
+            if PROCESS in child.cmdline():
+                found.append(child)
+    return found
 
 
 def _imported(code: str) -> float:

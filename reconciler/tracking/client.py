@@ -10,34 +10,36 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from reconciler.aside import Aside
 from reconciler.errors import TrackingError
 from reconciler.tracking.content import directory_digest
 from reconciler.tracking.failures import redacted, translated
 from reconciler.tracking.model import ModelVersion, RunRecord, model_name
 from reconciler.tracking.reading import Reading
-from reconciler.tracking.scribe import SCRIBE, Scribe
+from reconciler.tracking.scribe import SCRIBE, WRITING
 
 
 class Tracking(Reading):
     """A tracking server and its registry; safe for threads that work on different projects."""
 
-    def __init__(self, uri: str, scribe: Scribe = SCRIBE) -> None:
+    def __init__(self, uri: str, scribe: Aside = SCRIBE) -> None:
         super().__init__(uri)
         self._scribe = scribe
 
     def prepare_to_write(self) -> None:
         """Something will be recorded soon: MLflow's client, which takes more than a second to import, is made ready meanwhile."""
-        self._scribe.warm_up()
+        self._scribe.warm_up(WRITING)
 
     def record_run(self, record: RunRecord) -> str:
         """Write a finished training down, with its model; the id of the run. Again for the same digest: the same id."""
-        run_id: str = self._scribe.call("record_run", self.uri, replace(record, model_dir=record.model_dir.absolute()))
+        run_id: str = self._write("record_run", replace(record, model_dir=record.model_dir.absolute()))
         return run_id
 
     def mark_gate_failed(self, run_id: str, gate_digest: str, reason: str) -> None:
         """Note on a run that it did not meet a gate; it is kept."""
-        self._scribe.call("mark_gate_failed", self.uri, run_id, gate_digest, reason)
+        self._write("mark_gate_failed", run_id, gate_digest, reason)
 
     def register(self, *, customer: str, project: str, digest: str, gate_digest: str, run_id: str, alias: str) -> ModelVersion:
         """The version of a run, registered once, with an alias on it."""
@@ -45,7 +47,7 @@ class Tracking(Reading):
         known = self.registered(customer, name, digest)
         # A revert moves nothing but the alias, for which the scribe is not needed.
         if known is None or known.gate_digest != gate_digest:
-            self._scribe.call("register", self.uri, customer, project, digest, gate_digest, run_id)
+            self._write("register", customer, project, digest, gate_digest, run_id)
             known = self.registered(customer, name, digest)
         if known is not None:
             self.set_alias(known, alias)
@@ -69,7 +71,7 @@ class Tracking(Reading):
         A run that a version of another project came of stays, as that version's files are the run's. What is gone already is no
         error. Runs go to MLflow's bin, from which `mlflow gc` takes them.
         """
-        count: int = self._scribe.call("delete_project", self.uri, customer, project)
+        count: int = self._write("delete_project", customer, project)
         return count
 
     def download(self, version: ModelVersion, destination: Path) -> Path:
@@ -82,7 +84,7 @@ class Tracking(Reading):
         try:
             destination.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=destination.parent.absolute(), prefix=".download-") as folder:
-                got: Path = self._scribe.call("download", self.uri, version.model_id, Path(folder) / "new")
+                got: Path = self._write("download", version.model_id, Path(folder) / "new")
                 if version.content and directory_digest(got) != version.content:
                     text = f"The model of {version.name} version {version.version} is not what was recorded."
                     cure = "Restore the tracking server's artifacts, or set `rerun` in the SLA to train again."
@@ -94,6 +96,9 @@ class Tracking(Reading):
             raise translated(error, self.uri) from error
         destination.chmod(0o755)
         return destination
+
+    def _write(self, name: str, *arguments: object) -> Any:
+        return self._scribe.call(f"{WRITING}:{name}", self.uri, *arguments)
 
 
 def _content(directory: Path) -> str:

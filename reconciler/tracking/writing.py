@@ -1,15 +1,14 @@
 """Writing with MLflow's own client, in the scribe's process alone: it takes 150 MiB and more than a second to import.
 
-Each function is what one message of `scribe.Scribe.call` asks for, and may be asked again after this process was killed in it.
+What is public here is what `Tracking` asks for, and may be asked again after this process was killed in it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import orjson
 from mlflow import MlflowClient
@@ -89,11 +88,6 @@ def download(uri: str, model_id: str, into: Path) -> Path:
     with _writing(uri) as client:
         location = client.get_logged_model(model_id).artifact_location
         return Path(download_artifacts(artifact_uri=location, dst_path=str(into), tracking_uri=uri))
-
-
-CALLS: dict[str, Callable[..., Any]] = {
-    call.__name__: call for call in (record_run, mark_gate_failed, register, delete_project, download)
-}
 
 
 @functools.cache

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.aside import Aside
 from reconciler.errors import TrackingError
 from reconciler.tracking import ModelVersion, Tracking
 from reconciler.tracking.failures import redacted, translated
 from reconciler.tracking.model import safe_folder
-from reconciler.tracking.scribe import SCRIBE, WARM_UP, Scribe
+from reconciler.tracking.scribe import SCRIBE, WRITING, environment, gone
 from tests.tracking.conftest import RecordMaker, free_port, start_server, stop_server
 
 VERSION = ModelVersion("acme.p", "p", "1", "d", "r", "m-1", "g")
@@ -60,7 +61,7 @@ def answering(status: int, body: bytes, asked: list[str] | None = None) -> Itera
 @pytest.mark.parametrize("call", CALLS)
 def test_no_server_is_a_transient_error_without_credentials(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    SCRIBE.call(WARM_UP)  # the import of MLflow is not what is timed
+    SCRIBE.call("reconciler.aside_process:prepare", WRITING)  # the import of MLflow is not what is timed
 
     started = time.monotonic()
     with pytest.raises(TrackingError) as caught:
@@ -126,7 +127,7 @@ def test_a_proxy_is_not_asked_for_the_loopback(server: object, record: RecordMak
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "")
     # One of its own, as it has the environment of the moment in which it is started.
-    assert Tracking(server.uri, Scribe(idle=0.05)).record_run(record())  # type: ignore[attr-defined]
+    assert Tracking(server.uri, Aside(gone, environment, idle=0.05)).record_run(record())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

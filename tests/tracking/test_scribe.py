@@ -17,9 +17,10 @@ from typing import Any
 import psutil
 import pytest
 
+from reconciler.aside import IDLE, Aside
 from reconciler.errors import NotifyError, TrackingError, Where
 from reconciler.tracking import RunRecord, Tracking
-from reconciler.tracking.scribe import IDLE, SCRIBE, Scribe
+from reconciler.tracking.scribe import SCRIBE, WRITING, environment, gone
 from tests.tracking.conftest import RecordMaker, Server
 from tests.tracking.test_failures import answering
 
@@ -57,9 +58,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def scribe(clock: Clock) -> Iterator[Scribe]:
+def scribe(clock: Clock) -> Iterator[Aside]:
     """One of this test alone: its environment is that of the moment in which it is started."""
-    made = Scribe(monotonic=clock)
+    made = Aside(gone, environment, monotonic=clock)
     yield made
     clock.now += IDLE
     made.rest()
@@ -73,7 +74,7 @@ def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     return found
 
 
-def gone(pid: int) -> bool:
+def ended(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
@@ -109,10 +110,10 @@ def test_the_process_that_asks_never_holds_mlflow(server: Server, record: Record
     pid, modules = output.splitlines()
     assert not {"mlflow", "requests", "pandas", "numpy"} & set(modules.split())
     assert (tmp_path / "fetched" / "MLmodel").is_file()
-    until(lambda: gone(int(pid)), 10)
+    until(lambda: ended(int(pid)), 10)
 
 
-def test_a_scribe_that_is_killed_in_the_middle(server: Server, large: RunRecord, scribe: Scribe) -> None:
+def test_a_scribe_that_is_killed_in_the_middle(server: Server, large: RunRecord, scribe: Aside) -> None:
     tracking = Tracking(server.uri, scribe)
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(tracking.record_run, large)
@@ -136,9 +137,9 @@ def test_a_reconciler_that_is_killed_leaves_no_scribe(server: Server, large: Run
     assert process.stdout
     pid = int(process.stdout.readline())
     until(lambda: begun(tracking, large))
-    assert not gone(pid)
+    assert not ended(pid)
     process.kill()
-    until(lambda: gone(pid), 5)
+    until(lambda: ended(pid), 5)
     process.communicate()
     assert tracking.run_with_digest(large.project, "acme", "d1") is None
     run_id = tracking.record_run(large)
@@ -152,7 +153,7 @@ def test_projects_write_side_by_side(server: Server, tracking: Tracking, record:
         with ThreadPoolExecutor(3) as pool:
             futures = [pool.submit(tracking.record_run, item) for item in wanted]
             # All are on their way before the server answers any of them.
-            until(lambda: SCRIBE._child and len(SCRIBE._child.calls) == len(wanted))
+            until(lambda: SCRIBE.calls == len(wanted))
             pid = SCRIBE.pid
             os.kill(server.process.pid, signal.SIGCONT)
             assert len({future.result() for future in futures}) == len(wanted)
@@ -161,7 +162,7 @@ def test_projects_write_side_by_side(server: Server, tracking: Tracking, record:
     assert SCRIBE.pid == pid
 
 
-def test_it_ends_when_nobody_needs_it(server: Server, large: RunRecord, scribe: Scribe, clock: Clock) -> None:
+def test_it_ends_when_nobody_needs_it(server: Server, large: RunRecord, scribe: Aside, clock: Clock) -> None:
     tracking = Tracking(server.uri, scribe)
     scribe.rest()
     assert scribe.pid is None, "nothing is started before it is needed"
@@ -181,36 +182,36 @@ def test_it_ends_when_nobody_needs_it(server: Server, large: RunRecord, scribe: 
     clock.now += 1
     scribe.rest()
     assert scribe.pid is None
-    until(lambda: gone(pid), 10)
+    until(lambda: ended(pid), 10)
     assert tracking.record_run(large) == run_id
     assert scribe.pid not in {pid, None}
 
 
 def test_nobody_has_to_look_after_it(server: Server, record: RecordMaker) -> None:
     """With a real clock it ends by itself."""
-    scribe = Scribe(idle=0.05)
+    scribe = Aside(gone, environment, idle=0.05)
     assert Tracking(server.uri, scribe).record_run(record())
     until(lambda: scribe.pid is None, 10)
 
 
 def test_what_is_wrong_with_ourselves_is_no_error_of_the_server(server: Server) -> None:
     with pytest.raises(RuntimeError, match="TypeError"):
-        SCRIBE.call("record_run", server.uri)
-    with pytest.raises(RuntimeError, match="KeyError"):
-        SCRIBE.call("no_such_call")
+        SCRIBE.call(f"{WRITING}:record_run", server.uri)
+    with pytest.raises(RuntimeError, match="AttributeError"):
+        SCRIBE.call(f"{WRITING}:no_such_call")
 
 
 def test_a_machine_that_starts_no_process(server: Server, record: RecordMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    scribe = Scribe()
+    scribe = Aside(gone, environment)
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    scribe.warm_up()
+    scribe.warm_up(WRITING)
     with pytest.raises(TrackingError) as caught:
         Tracking(server.uri, scribe).record_run(record())
     assert (caught.value.code, caught.value.transient) == ("FL6022", True)
 
 
 def test_a_module_in_the_working_directory_is_not_taken_for_mlflow(
-    server: Server, record: RecordMaker, scribe: Scribe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, record: RecordMaker, scribe: Aside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("mlflow", "orjson", "json"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('code of a tenant')\n")
@@ -219,7 +220,7 @@ def test_a_module_in_the_working_directory_is_not_taken_for_mlflow(
 
 
 def test_credentials_reach_the_server_and_nobody_else(
-    scribe: Scribe, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    scribe: Aside, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "opensesame-opensesame")
