@@ -91,7 +91,7 @@ def large(record: RecordMaker, tmp_path: Path) -> RunRecord:
     folder.mkdir()
     (folder / "MLmodel").write_text("flavors: {}\n")
     with (folder / "weights").open("wb") as file:
-        file.truncate(300_000_000)
+        file.truncate(150_000_000)
     return record(model_dir=folder)
 
 
