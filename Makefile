@@ -55,6 +55,7 @@ bench: setup
 	$(BIN)/python -m bench.base_case
 	$(BIN)/python -m bench.controller
 	$(BIN)/python -m bench.push
+	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.alternatives
 	$(BIN)/python -m bench.federation
 	$(BIN)/python -m bench.images
