@@ -42,6 +42,7 @@ _CURES = {
     "FL7001": "Choose another port in `deployment.port`, or stop what uses it.",
     "FL7002": _SEE_LOG,
     "FL7003": _SEE_LOG,
+    "FL7007": "It is started again. If that happens again and again, see whether the machine has enough memory (`dmesg`).",
 }
 
 State = Mapping[str, Any]
@@ -255,7 +256,7 @@ def _refusal(answer: Mapping[str, Any], request: Mapping[str, Any]) -> ServingEr
         cause += _holder(int(request["port"]))
     said = " / ".join([line.strip() for line in str(answer.get("log", "")).splitlines() if line.strip()][-3:])[-400:]
     text = f"{cause[:1].upper()}{cause[1:]}." + (f" It said: {said}" if said else "")
-    return ServingError(code, text, cure=_CURES.get(code, "Please report it."), transient=code == "FL7001")
+    return ServingError(code, text, cure=_CURES.get(code, "Please report it."), transient=code in {"FL7001", "FL7007"})
 
 
 def _holder(port: int) -> str:
