@@ -3,8 +3,8 @@
 Run: `eval "$(ci/engine.sh start)"; python -m bench.buildkit [--ways pip,uv,uv-warm] [--platform linux/arm64 --ways pip]`
 
 Both stand on the same base, which both have at hand, install the same lock and add the same files. Three ends: all three images are
-*made*, each in its maker's own store (BuildKit's is the engine's); they are *in the engine*, ready to run; they are *in a registry* of
-this machine. Ways to write a Dockerfile:
+*made*, each in its maker's own store (BuildKit's is the engine's); they are *in the engine*, ready to run; they are *in a registry*
+of this machine. Ways to write a Dockerfile:
 
 * `pip`: `pip install -r requirements.txt`, as the documentation of Docker and of most projects has it; nothing cached before.
 * `uv`: the same with uv in the image, nothing cached before.

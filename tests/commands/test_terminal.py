@@ -26,13 +26,15 @@ def printed(width: int) -> str:
 def test_every_word_is_whole_at_any_width(width: int) -> None:
     text = printed(width)
     assert {NAME, DIGEST, *PROSE.split()} <= set(text.split())
-    assert "1.5 MB" in text and "…" not in text
+    assert "1.5 MB" in text
+    assert "…" not in text
 
 
 def test_prose_is_wrapped_only_where_there_is_little_room() -> None:
     assert PROSE in printed(200)
     narrow = printed(80).splitlines()
-    assert len(narrow) > 3 and max(len(line.rstrip()) for line in narrow) <= 80
+    assert len(narrow) > 3
+    assert max(len(line.rstrip()) for line in narrow) <= 80
 
 
 def test_a_pipe_gets_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:

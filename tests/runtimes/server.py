@@ -1,7 +1,7 @@
 """A server for the tests of the runtime: stands on its sockets as the inference server does, without a model.
 
-`--say TEXT` is the answer; `--broken` ends at once; `--mute` never becomes healthy; `--killed` is killed at its start. `/die`, `/hang` and `/grow` do so, `/env`
-shows the environment, `/print` prints it, `/slow` takes half a second.
+`--say TEXT` is the answer; `--broken` ends at once; `--mute` never becomes healthy; `--killed` is killed at its
+start. `/die`, `/hang` and `/grow` do so, `/env` shows the environment, `/print` prints it, `/slow` takes half a second.
 """
 
 import argparse

@@ -22,7 +22,7 @@ import sys
 import time
 
 os.environ["FLOPS_SOAK"] = "1"  # before sizes are read, which are the short ones otherwise
-from tests.soak.sizes import size  # noqa: E402
+from tests.soak.sizes import size
 
 PYTEST = (sys.executable, "-m", "pytest")
 PARTS = {
