@@ -200,7 +200,7 @@ class ContainerRun:
                 if ended.out_of_memory and spec is not None:
                     answer["failure"] = out_of_memory(self._job, role, spec.memory_mb).to_dict()
                 elif ended.code in _FROM_OUTSIDE and ticket not in self._killed:
-                    answer["failure"] = _ended_from_outside(role, ended.code).to_dict()
+                    answer["failure"] = _ended_from_outside(role, ended.code, spec.memory_mb if spec else 0).to_dict()
                 desk.tell(answer)
 
     def _started(self, ticket: int, spec: ActorSpec) -> Actor:
@@ -266,10 +266,13 @@ class Awaited:
         return self._outcome
 
 
-def _ended_from_outside(role: str, code: int) -> TrainingError:
+def _ended_from_outside(role: str, code: int, memory_mb: int) -> TrainingError:
+    killed = signal.Signals(code - 128)
+    # Podman does not tell that it was the kernel, for want of memory; Docker does, and then nobody gets here.
+    memory = f", or that its limit of {memory_mb} MB was not enough, which Podman does not tell" if killed is signal.SIGKILL else ""
     return TrainingError(
         "FL5605",
-        f"The {role}'s container was ended from outside ({signal.Signals(code - 128).name}), as an engine does that is restarted.",
+        f"The {role}'s container was ended from outside ({killed.name}): that is an engine that is restarted{memory}.",
         cure="Nothing is to be done, the run goes on after its last finished round; if it comes again, look who stops containers.",
         transient=True,
     )

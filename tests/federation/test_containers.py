@@ -39,6 +39,10 @@ def engine() -> DockerEngine:
 
 @pytest.fixture(scope="module")
 def images(engine: DockerEngine) -> ActorImages:
+    return images_of(engine)
+
+
+def images_of(engine: DockerEngine) -> ActorImages:
     """A bare Debian; the environment that the tests run in is mounted, and so is the ML repo, which they spoil."""
     base = base_image(engine)
     return ActorImages(
