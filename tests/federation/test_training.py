@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from reconciler.errors import TrainingError
-from reconciler.federation.training import TrainingEvent, TrainingJob
+from reconciler.federation.training import TrainingEvent, TrainingJob, read_result
 
 
 def parameters(run_dir: Path, number: int) -> list[np.ndarray]:
@@ -27,6 +27,14 @@ def parameters(run_dir: Path, number: int) -> list[np.ndarray]:
 def same(one: Path, other: Path, number: int) -> bool:
     pairs = zip(parameters(one, number), parameters(other, number), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("damage", [b"0", b"[]", b'{"digest": "D", "rounds": 1, "holdout": 0}', b"\xff"])
+def test_a_damaged_result_is_none(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "MLmodel").touch()
+    (tmp_path / "result.json").write_bytes(damage)
+    assert read_result(tmp_path, "D") is None
 
 
 def test_it_learns_and_writes_a_model(job: TrainingJob, run) -> None:

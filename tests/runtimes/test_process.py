@@ -236,6 +236,18 @@ def test_a_reused_process_id_is_not_taken_for_the_supervisor(runtime: ProcessRun
     assert supervisor_of(tmp_path) == real
 
 
+@pytest.mark.parametrize("labels", ["a", 1, {"a": True}, None])
+def test_a_service_whose_labels_are_none_is_not_healthy(
+    runtime: ProcessRuntime, spec: Make, tmp_path: Path, labels: object
+) -> None:
+    runtime.apply(spec("one"))
+    path = tmp_path / "services" / "demo" / "state.json"
+    content = path.read_bytes()
+    path.write_text(json.dumps(json.loads(content) | {"labels": labels}))
+    assert (observed(runtime).labels, observed(runtime).healthy) == ({}, False)
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize("damage", [b"\x00{", b"{}", None], ids=["no JSON", "empty", "gone"])
 def test_a_supervisor_whose_record_is_damaged_stays_the_only_one(
     runtime: ProcessRuntime, spec: Make, tmp_path: Path, damage: bytes | None
