@@ -17,6 +17,7 @@ import pytest
 
 from reconciler.errors import TrainingError
 from reconciler.federation.training import TrainingEvent, TrainingJob, read_result
+from tests.federation.processes import aggregator_of, reconciler_of
 
 
 def parameters(run_dir: Path, number: int) -> list[np.ndarray]:
@@ -97,18 +98,6 @@ def test_a_killed_aggregator_resumes_to_the_same_model(job: TrainingJob, run, tm
     assert same(job.run_dir, tmp_path / "undisturbed", 5)
 
 
-def aggregator_of(run_dir: Path) -> int:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if str(run_dir / "job.json").encode() in words:
-                return int(entry.name)
-    raise AssertionError("no aggregator")
-
-
 def test_cancelling_leaves_no_process(job: TrainingJob, run) -> None:
     with pytest.raises(TrainingError) as caught:
         run(job, cancelled=lambda: "started" in run.kinds(), rounds=1000)
@@ -118,18 +107,7 @@ def test_cancelling_leaves_no_process(job: TrainingJob, run) -> None:
 
 
 def test_a_killed_reconciler_takes_its_children_with_it(job: TrainingJob) -> None:
-    code = "import pickle, sys; from reconciler.federation.training import run_training; "
-    code += "job = pickle.load(sys.stdin.buffer); "
-    code += "run_training(job, on_event=lambda e: print(e.kind, flush=True), cancelled=lambda: False)"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as reconciler:
-        assert reconciler.stdin is not None
-        assert reconciler.stdout is not None
-        reconciler.stdin.write(pickle.dumps(replace(job, rounds=100_000)))
-        reconciler.stdin.close()
-        while reconciler.stdout.readline() != b"round\n":
-            pass
+    with reconciler_of(replace(job, rounds=100_000)) as reconciler:
         group = os.getpgid(aggregator_of(job.run_dir))
         reconciler.kill()
     deadline = time.monotonic() + 20
