@@ -216,6 +216,13 @@ def tracking(
     show_tracking(repo, state, customer)
 
 
+class Runtime(StrEnum):
+    """What the learners of a node are."""
+
+    PROCESS = "process"
+    DOCKER = "docker"
+
+
 node_app = typer.Typer(help="This machine as a learner of a federation.", no_args_is_help=True)
 data_app = typer.Typer(help="The datasets of this machine, as a node of a federation.", no_args_is_help=True)
 app.add_typer(node_app, name="node")
@@ -244,13 +251,19 @@ def node_join(
     key: Annotated[Path | None, typer.Option(help="The private key's file [DATA/node.key].")] = None,
     partition_id: Annotated[int, typer.Option(help="Number of this learner among those that share the data.")] = 0,
     num_partitions: Annotated[int, typer.Option(min=1, help="Learners that share the data.")] = 1,
+    runtime: Annotated[Runtime, typer.Option(help="What learners are: sandboxed processes, or containers.")] = Runtime.PROCESS,
+    image: Annotated[str | None, typer.Option(help="Base image of the containers [scratch: this machine's Python].")] = None,
+    memory: Annotated[int | None, typer.Option(min=16, help="MB that a container may take [what the run asks for].")] = None,
+    cpus: Annotated[float | None, typer.Option(min=0.01, help="CPUs that a container may take [what the run asks for].")] = None,
+    docker_host: Annotated[str | None, typer.Option(help="The engine's socket, unix:///… [DOCKER_HOST, or the usual one].")] = None,
 ) -> None:
     """Take part in a federation until interrupted, through every loss of the connection."""
-    from reconciler.commands.nodes import join
+    from reconciler.commands.nodes import containers_of, join
 
+    options = {"image": image, "memory_mb": memory, "cpus": cpus, "docker_host": docker_host}
     join(
         superlink=superlink, data=data, tags=tags, cluster=cluster, root_certificates=root_certificates, key=key,
-        partition=(partition_id, num_partitions),
+        partition=(partition_id, num_partitions), containers=containers_of(runtime, options),
     )  # fmt: skip
 
 
