@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +44,7 @@ class Containers:
     docker_host: str | None = None
 
 
-def containers_of(runtime: str, options: Mapping[str, Any]) -> Containers | None:
+def containers_of(runtime: str, **options: Any) -> Containers | None:
     """The containers that are asked for, if they are; options that are None were not given. Raises TrainingError FL5610."""
     given = {name: value for name, value in options.items() if value is not None}
     if runtime == "docker":

@@ -1,4 +1,4 @@
-"""Nodes whose learners are containers: a lock that an image can be made of, with the versions that the tests themselves run with."""
+"""Nodes whose learners are containers: a lock that an image can be made of, with the versions that the tests themselves use."""
 
 from __future__ import annotations
 

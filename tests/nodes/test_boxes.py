@@ -218,7 +218,7 @@ def test_a_base_image_that_is_none_is_refused(tmp_path: Path, image: str) -> Non
 
 def test_limits_of_containers_without_containers_are_refused() -> None:
     with pytest.raises(TrainingError, match="--memory, --cpus: for containers only") as caught:
-        containers_of("process", {"image": None, "memory_mb": 100, "cpus": 1.0})
+        containers_of("process", image=None, memory_mb=100, cpus=1.0)
     assert caught.value.code == "FL5610"
-    assert containers_of("process", {"image": None}) is None
-    assert containers_of("docker", {"image": None, "memory_mb": 100}) == Containers(memory_mb=100)
+    assert containers_of("process", image=None) is None
+    assert containers_of("docker", image=None, memory_mb=100) == Containers(memory_mb=100)
