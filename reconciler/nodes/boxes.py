@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from flwr.app import Message
 
 from reconciler.actors import Actor, ActorImages, Actors, ActorSpec
-from reconciler.errors import FlopsError, ImageError, ServingError, TrainingError
+from reconciler.errors import FlopsError, ServingError, TrainingError
 from reconciler.federation.actor_specs import out_of_memory, own_code_spec
 from reconciler.federation.containers import FROM_OUTSIDE, Awaited, ended_from_outside, home_of
 from reconciler.federation.door import close, open_door
@@ -231,11 +231,6 @@ def _told(tell: Tell) -> Iterator[None]:
         yield
     except ServingError as error:
         raise _engine_fails(error, tell) from error
-    except ImageError as error:
-        cure = f"{error.cure} The base image of a node is its --image."
-        raise TrainingError(
-            "FL5612", f"The learner's image cannot be made: {error.cause}", cure=cure, transient=error.transient
-        ) from error
     except TrainingError as error:
         if error.code != "FL5511":
             raise

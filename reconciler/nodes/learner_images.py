@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from reconciler.digests import digest_of
-from reconciler.errors import TrainingError
+from reconciler.errors import ImageError, TrainingError
 from reconciler.images.assemble import ImageRequest
 from reconciler.images.collect import collect
 from reconciler.images.engine import into_engine, remove_from_engine
@@ -47,7 +47,7 @@ class LearnerImages:
         self._engine, self._store, self._plan, self._owner = engine, store, plan, owner
 
     def __call__(self, spec: LearnerSpec, place: Place, tell: Tell, cancelled: Callable[[], bool]) -> str:
-        """The engine's id of a run's image. Raises ImageError, ServingError."""
+        """The engine's id of a run's image. Raises TrainingError FL5612, ServingError."""
         client = self._engine.client  # before minutes are spent on an image that nobody can start
         name = f"{REPOSITORY}:{digest_of([place.bundle, plan_digest(self._plan), mlruntime_digest()])[:32]}"
         request = ImageRequest(
@@ -61,11 +61,21 @@ class LearnerImages:
             labels={"dev.flops.project": spec.project, "dev.flops.bundle": place.bundle},
             name=name,
         )
-        self._store.build(request, tell=lambda line: tell("image", line), cancelled=cancelled)
-        image = into_engine(
-            client, self._store.layout, name, host_platform(), owner=self._owner, tell=lambda line: tell("image", line),
-            cancelled=cancelled,
-        )  # fmt: skip
-        collect(self._store.layout, keep_last=KEPT, in_use=[name])
-        remove_from_engine(client, self._owner, self._store.layout.tags(), dry_run=False)
+        try:
+            self._store.build(request, tell=lambda line: tell("image", line), cancelled=cancelled)
+            image = into_engine(
+                client, self._store.layout, name, host_platform(), owner=self._owner, tell=lambda line: tell("image", line),
+                cancelled=cancelled,
+            )  # fmt: skip
+            collect(self._store.layout, keep_last=KEPT, in_use=[name])
+            remove_from_engine(client, self._owner, self._store.layout.tags(), dry_run=False)
+        except ImageError as error:
+            tell("image", str(error))
+            # Where the owner has a base image is nobody else's business.
+            cause = error.cause.replace(request.base, "(its --image)")
+            cure = error.cure.replace(request.base, "--image")
+            raise TrainingError(
+                "FL5612", f"The node cannot make the learner's image: {cause}", cure=f"{cure} The base is its --image.",
+                transient=error.transient,
+            ) from error  # fmt: skip
         return image

@@ -62,11 +62,10 @@ def again_as(process: Process, *, options: tuple[str, ...] = ()) -> None:
 
 def test_containers_of_nodes_learn_what_processes_learn(boxed: Federation, engine: DockerEngine) -> None:
     for seed, name in enumerate(("a", "b"), 1):
-        boxed.node(name, test_fraction=0.2, seed=seed, options=DOCKER).start()
+        boxed.node(name, seed=seed, options=DOCKER).start()
     seen: list[dict[str, Any]] = []
     result = boxed.train(2, after_round(1, lambda: seen.extend(item.attrs for item in containers(engine, boxed, "a"))))
     assert [item.learners_fit for item in result.rounds] == [2, 2, 2]
-    assert result.holdout["rows"] == 80
 
     (learner,) = seen
     host, config = learner["HostConfig"], learner["Config"]
@@ -80,9 +79,7 @@ def test_containers_of_nodes_learn_what_processes_learn(boxed: Federation, engin
     assert config["Labels"]["flops.digest"] == "cd" * 32
     assert config["Labels"]["flops.node"] in boxed.nodes["a"].said()
     mounts = {Path(item["Destination"]): item["RW"] for item in learner["Mounts"]}
-    (shard,) = [path for path in mounts if path.suffix == ".arrow"]
-    assert not mounts[shard]
-    assert arrow_files.read(shard).num_rows == 160, "held-out rows are not in the container that trains"
+    assert [writable for path, writable in mounts.items() if path.suffix == ".arrow"] == [False]
 
     for name in ("a", "b"):
         again_as(boxed.nodes[name])
@@ -184,11 +181,28 @@ def test_an_engine_that_goes_away_costs_its_learners_alone_and_they_come_back(
 
 
 @pytest.mark.long
-def test_a_base_image_that_the_owner_names(boxed: Federation, engine: DockerEngine, base_layout: Path) -> None:
-    boxed.node("a", options=(*DOCKER, "--image", f"oci:{base_layout}:{BASE.rpartition(':')[2]}", "--cpus", "0.5")).start()
+def test_held_out_rows_are_in_a_container_of_their_own_of_the_image_that_the_owner_names(
+    boxed: Federation, engine: DockerEngine, base_layout: Path
+) -> None:
+    options = (*DOCKER, "--image", f"oci:{base_layout}:{BASE}", "--cpus", "0.5")
+    boxed.node("a", rows=200, test_fraction=0.2, options=options).start()
     seen: list[dict[str, Any]] = []
-    boxed.train(1, after_round(1, lambda: seen.extend(item.attrs for item in containers(engine, boxed, "a"))), rounds=1)
+    result = boxed.train(1, after_round(1, lambda: seen.extend(item.attrs for item in containers(engine, boxed, "a"))), rounds=1)
+    assert result.holdout["rows"] == 40
     assert seen[0]["HostConfig"]["NanoCpus"] == 5 * 10**8
+    (shard,) = [item["Source"] for item in seen[0]["Mounts"] if item["Source"].endswith(".arrow")]
+    assert arrow_files.read(Path(shard)).num_rows == 160, "held-out rows are not in the container that trains"
+
+
+@pytest.mark.long
+def test_an_image_that_cannot_be_made_is_told_without_the_nodes_paths(boxed: Federation, base_layout: Path) -> None:
+    boxed.node("a", options=(*DOCKER, "--image", f"oci:{base_layout}:other:name")).start()
+    with pytest.raises(TrainingError) as caught:
+        boxed.train(1)
+    assert caught.value.code == "FL5612"
+    assert "--image" in caught.value.cure
+    assert str(base_layout) not in str(caught.value)
+    assert str(base_layout) in boxed.nodes["a"].said()
 
 
 # --- what is refused before anything begins -------------------------------------------------------------------------------
