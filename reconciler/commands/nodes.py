@@ -132,7 +132,8 @@ def _boxes(containers: Containers, work: Path, fingerprint: str, tell: Tell) -> 
     try:
         for name in remove_leftovers(engine, work):
             tell("engine", f"removed {name}, which was left over")
-        version = engine.client.version()["Version"]
+        with engine.answering():
+            version = engine.client.version()["Version"]
     except ServingError as error:
         raise TrainingError(
             "FL5611",

@@ -36,6 +36,7 @@ from reconciler.nodes.host import GoOn, Host, Place, Tell, gone
 CODE_IN_IMAGE = Path("/", FOLDERS["learner"])
 """Where the ML repo is in a run's image."""
 HOLDOUT = "query.holdout"
+_IMPORT_SECONDS = 120.0
 _END_SECONDS = 15.0
 """How long an engine may take to tell of a container that has hung up."""
 
@@ -119,7 +120,6 @@ class _Box(Host):
     """One container with its learner. Raises TrainingError when it does not come up."""
 
     grace = 0.0  # here nobody else looks at the clock
-
     _end: Awaited
 
     def __init__(self, run: _Run, number: int, data: Path, *, counts: bool) -> None:
@@ -136,6 +136,10 @@ class _Box(Host):
         except BaseException:
             self.close()
             raise
+
+    def await_ready(self, seconds: float, go_on: GoOn) -> None:
+        """Waits until the learner has its data; time to import what processes have from a fork comes on top."""
+        super().await_ready(seconds + _IMPORT_SECONDS, go_on)
 
     @property
     def alive(self) -> bool:
