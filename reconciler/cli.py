@@ -16,6 +16,7 @@ from rich.console import Console
 
 from reconciler.errors import FlopsError, SpecErrors
 from reconciler.redaction import guard_output
+from reconciler.terminal import open_console
 
 app = typer.Typer(
     name="flops",
@@ -26,7 +27,7 @@ app = typer.Typer(
 )
 registry_app = typer.Typer(no_args_is_help=True, help="The image store as a registry.")
 app.add_typer(registry_app, name="registry")
-console = Console()
+console = open_console()
 complain = Console(stderr=True)
 
 Repo = Annotated[Path, typer.Option("--repo", envvar="FLOPS_REPO", help="The GitOps repo's clone.")]

@@ -253,6 +253,7 @@ CODES: dict[str, str] = {
     "FL7004": "the supervisor did not understand",
     "FL7005": "the supervisor did not start",
     "FL7006": "the supervisor does not answer",
+    "FL7007": "the server was killed before it took over",
     "FL7012": "a name that no service may have",
     "FL7013": "no port of the range is free",
     "FL7010": "the service does not answer",

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from rich.console import Console
-from rich.table import Table
 
 from reconciler.engine import cache_directory, open_engine
 from reconciler.environments import EnvironmentStore
@@ -26,6 +25,7 @@ from reconciler.images.store import ImageStore
 from reconciler.nodes import keys
 from reconciler.nodes.data import NodeData
 from reconciler.nodes.federation import ago
+from reconciler.terminal import Listing, show
 
 if TYPE_CHECKING:
     from reconciler.nodes.host import Learners, Tell
@@ -166,11 +166,11 @@ def list_data(data: Path, console: Console, *, as_json: bool) -> None:
     if as_json:
         print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
         return
-    table = Table("dataset", "tags", "rows", "held out", "columns")
+    table = Listing("dataset", "tags", "rows", "held out", "columns", prose=("tags", "columns"), right=("rows", "held out"))
     for dataset in found:
         columns = ", ".join(f"{name} {kind}" for name, kind in list(dataset.columns.items())[:8])
         table.add_row(dataset.name, ", ".join(dataset.tags), f"{dataset.rows:,}", f"{dataset.test_rows:,}", columns)
-    console.print(table)
+    show(console, table)
 
 
 def remove_data(data: Path, name: str) -> None:
@@ -194,14 +194,14 @@ def show_nodes(repo: Path, state: Path | None, console: Console, name: str, *, a
         content = {item.name: {"nodes": item.rows(), "refused": item.refused(time.time() - _DAY)} for item in federations}
         print(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode())
         return
-    table = Table("node", "federation", "connected", "tags", "cluster", "rows", "last seen")
+    table = Listing("node", "federation", "connected", "tags", "cluster", "rows", "last seen", prose=("tags",), right=("rows",))
     for federation in federations:
         for row in federation.rows():
             seen = "now" if row.connected else ago(row.last_seen)
             rows = f"{row.rows:,}" if row.rows else "–"
             tags = ", ".join(row.tags)
             table.add_row(row.name, federation.name, "yes" if row.connected else "no", tags, row.cluster or "–", rows, seen)
-    console.print(table)
+    show(console, table)
     for federation in federations:
         for at, key, address in federation.refused(time.time() - _DAY):
             console.print(f"refused {ago(at)}: key {key} from {address} is in no file of nodes/", markup=False, highlight=False)

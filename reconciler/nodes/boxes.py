@@ -197,7 +197,7 @@ class _Box(Host):
             return _engine_fails(error, self._run.tell)
         if ending.out_of_memory:
             return self._too_much()
-        return ended_from_outside("learner", ending.code) if ending.code in FROM_OUTSIDE else None
+        return ended_from_outside("learner", ending.code, self._limits.memory_mb) if ending.code in FROM_OUTSIDE else None
 
     def _too_much(self) -> TrainingError:
         error = out_of_memory(self._run.spec, "learner", self._limits.memory_mb)

@@ -316,10 +316,11 @@ def test_tags_without_data_and_too_few_rows(data: NodeData, tmp_path: Path) -> N
     with pytest.raises(DataError) as caught:
         data.shard(["a"], 0, 3)
     assert caught.value.code == "FL4504"
-    (tmp_path / "node" / "catalog.json").write_text("{broken")
-    with pytest.raises(DataError) as caught:
-        data.list()
-    assert caught.value.code == "FL4503"
+    for damage in ("{broken", "2", '{"a": 2}'):
+        (tmp_path / "node" / "catalog.json").write_text(damage)
+        with pytest.raises(DataError) as caught:
+            data.list()
+        assert caught.value.code == "FL4503"
 
 
 def test_times_as_people_say_them() -> None:
