@@ -22,6 +22,7 @@ from tests.engine import BASE
 from tests.nodes.boxkit import own_lock
 from tests.nodes.kit import Federation, Process, Seen, eventually, slow
 from tests.nodes.test_federation import after_round, parameters
+from tests.podmankit import podman_engine
 
 DOCKER = ("--runtime", "docker")
 
@@ -88,33 +89,36 @@ def test_containers_of_nodes_learn_what_processes_learn(boxed: Federation, engin
     assert all(np.array_equal(one, other) for one, other in pairs)
 
 
-def test_what_fails_in_a_container_is_told_as_of_a_process_and_the_next_run_is_served(
-    boxed: Federation, engine: DockerEngine, repo: Path
-) -> None:
-    boxed.node("a", options=(*DOCKER, "--memory", "450")).start()
+def failing(boxed: Federation, repo: Path, code: str, digest: str) -> TrainingError:
+    """What a training ends with whose `fit_model` does this."""
     path, sound = repo / "model_manager.py", (repo / "model_manager.py").read_text()
+    path.write_text(sound.replace("for _ in range(10):", f"{code}\n        for _ in []:"))
+    with pytest.raises(TrainingError) as caught:
+        boxed.train(1, relay=boxed.relay(digest, repo), repo_dir=repo, digest=digest, run_dir=boxed.root / digest)
+    path.write_text(sound)
+    return caught.value
 
-    def spoilt(number: int, code: str) -> TrainingError:
-        path.write_text(sound.replace("for _ in range(10):", f"{code}\n        for _ in []:"))
-        digest = f"{number:02}" * 32
-        with pytest.raises(TrainingError) as caught:
-            boxed.train(1, relay=boxed.relay(digest, repo), repo_dir=repo, digest=digest, run_dir=boxed.root / digest)
-        return caught.value
 
-    probe = 'f\'patient {open("/proc/net/dev").read().count(":")} {os.getuid()} {os.path.exists("/var/run/docker.sock")}\''
-    raised = spoilt(1, f"import os; raise ValueError({probe})")
-    assert (raised.code, "ValueError" in raised.cause, "patient" in str(raised)) == ("FL5015", True, False)
-    assert raised.where is not None
-    assert raised.where.path == "model_manager.py"
+def test_a_learner_that_needs_more_than_the_owner_gives_is_told_with_both_numbers(boxed: Federation, repo: Path) -> None:
+    boxed.node("a", options=(*DOCKER, "--memory", "450")).start()
+    told = failing(boxed, repo, "self.hoard = bytearray(b'x' * 900_000_000)", "01" * 32)
+    assert (told.code, told.transient) == ("FL5022", False)
+    assert "450 MB" in told.cause
+    assert "`resource_constraints.memory` is 200 MB" in told.cause
+    assert "The node gives a learner no more" in told.cause
+    assert "--memory" in told.cure
+
+
+@pytest.mark.long
+def test_what_the_code_raises_is_told_as_of_a_process_and_the_next_run_is_served(boxed: Federation, repo: Path) -> None:
+    boxed.node("a", options=DOCKER).start()
+    seen = 'open("/proc/net/dev").read().count(":")', "os.getuid()", 'os.path.exists("/var/run/docker.sock")'
+    probe = f"import os; raise ValueError(f'patient {' '.join(f'{{{item}}}' for item in seen)}')"
+    told = failing(boxed, repo, probe, "01" * 32)
+    assert (told.code, "ValueError" in told.cause, "patient" in str(told)) == ("FL5015", True, False)
+    assert told.where is not None
+    assert told.where.path == "model_manager.py"
     assert "patient 1 65532 False" in boxed.nodes["a"].said(), "no network but lo"
-
-    too_much = spoilt(2, "self.hoard = bytearray(b'x' * 900_000_000)")
-    assert (too_much.code, too_much.transient) == ("FL5022", False)
-    assert "450 MB" in too_much.cause
-    assert "`resource_constraints.memory` is 200 MB" in too_much.cause
-    assert "the node gives a learner no more" in too_much.cause.lower()
-    assert "--memory" in too_much.cure
-
     assert [item.learners_fit for item in boxed.train(1, rounds=1).rounds] == [1]
 
 
@@ -203,6 +207,16 @@ def test_an_image_that_cannot_be_made_is_told_without_the_nodes_paths(boxed: Fed
     assert "--image" in caught.value.cure
     assert str(base_layout) not in str(caught.value)
     assert str(base_layout) in boxed.nodes["a"].said()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_podman_has_learners_too(boxed: Federation, tmp_path_factory: pytest.TempPathFactory) -> None:
+    with podman_engine(tmp_path_factory.mktemp("podman")) as podman:
+        boxed.node("a", options=(*DOCKER, "--docker-host", podman.host)).start()
+        assert [item.learners_fit for item in boxed.train(1).rounds] == [1, 1, 1]
+        boxed.nodes["a"].kill(signal.SIGTERM)
+        assert containers(podman, boxed, "a") == []
 
 
 # --- what is refused before anything begins -------------------------------------------------------------------------------
