@@ -98,7 +98,7 @@ class _Run:
 
     def wanted(self, number: int, data: Path, work: Path) -> ActorSpec:
         """The container that the run asks for."""
-        door = self.place.directory / f"door-{number}"
+        door = (self.place.directory / f"door-{number}").resolve()
         shutil.rmtree(door, ignore_errors=True)
         images = ActorImages(self.image, self.image)
         found = own_code_spec(
