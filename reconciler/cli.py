@@ -7,20 +7,19 @@ to do), 1 not done or changes, 2 an error. Heavy imports stay inside the command
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
+from reconciler.commands.options import Format, LogFormat, Output, PlanFormat
 from reconciler.errors import FlopsError, SpecErrors
 from reconciler.redaction import guard_output
 from reconciler.terminal import open_console
 
 app = typer.Typer(
     name="flops",
-    help="GitOps for federated learning: what is merged is what is trained, registered and served.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -36,34 +35,19 @@ Name = Annotated[str, typer.Argument(help="A project, as its folder under projec
 HERE = Path()
 
 
-class Format(StrEnum):
-    """Output of `flops validate`."""
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
 
-    TEXT = "text"
-    JSON = "json"
-    GITHUB = "github"
-
-
-class PlanFormat(StrEnum):
-    """Output of `flops plan`."""
-
-    TEXT = "text"
-    JSON = "json"
-    MARKDOWN = "markdown"
+        typer.echo(f"flops {version('flops-gitops')}")
+        raise typer.Exit
 
 
-class LogFormat(StrEnum):
-    """Output of `flops serve`."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class Output(StrEnum):
-    """Output of the commands that show something."""
-
-    TEXT = "text"
-    JSON = "json"
+@app.callback()
+def options(
+    _version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")] = False,
+) -> None:
+    """GitOps for federated learning: what is merged is what is trained, registered and served."""
 
 
 @app.command()

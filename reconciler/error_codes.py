@@ -111,6 +111,7 @@ CODES: dict[str, str] = {
     "FL4015": "another process makes the same dataset",
     "FL4016": "the data cache cannot be used",
     "FL4017": "a shipped dataset that is not the known one",
+    "FL4018": "the process that reads data is gone",
     "FL4501": "a node has no data with a run's tags",
     "FL4502": "a dataset of a node that cannot be named so, or is not there",
     "FL4503": "a node's catalogue of datasets cannot be used",
@@ -197,6 +198,7 @@ CODES: dict[str, str] = {
     "FL6011": "a registered model without its lock",
     "FL6020": "the registry lost the version of a digest",
     "FL6021": "MLflow lost the run of a digest",
+    "FL6022": "the process that writes to MLflow is gone",
     "FL6030": "the tracking server does not answer",
     # --- FL61xx images: the store and the assembler
     "FL6101": "not a platform",

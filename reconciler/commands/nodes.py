@@ -194,14 +194,26 @@ def show_nodes(repo: Path, state: Path | None, console: Console, name: str, *, a
         content = {item.name: {"nodes": item.rows(), "refused": item.refused(time.time() - _DAY)} for item in federations}
         print(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode())
         return
-    table = Listing("node", "federation", "connected", "tags", "cluster", "rows", "last seen", prose=("tags",), right=("rows",))
-    for federation in federations:
-        for row in federation.rows():
+    found = [(federation.name, row) for federation in federations for row in federation.rows()]
+    if found:
+        columns = ("node", "federation", "connected", "tags", "cluster", "rows", "last seen")
+        table = Listing(*columns, prose=("tags",), right=("rows",))
+        for federation_name, row in found:
             seen = "now" if row.connected else ago(row.last_seen)
             rows = f"{row.rows:,}" if row.rows else "–"
             tags = ", ".join(row.tags)
-            table.add_row(row.name, federation.name, "yes" if row.connected else "no", tags, row.cluster or "–", rows, seen)
-    show(console, table)
+            table.add_row(row.name, federation_name, "yes" if row.connected else "no", tags, row.cluster or "–", rows, seen)
+        show(console, table)
+    else:
+        console.print(_without_nodes(names), markup=False, highlight=False, soft_wrap=True)
     for federation in federations:
         for at, key, address in federation.refused(time.time() - _DAY):
             console.print(f"refused {ago(at)}: key {key} from {address} is in no file of nodes/", markup=False, highlight=False)
+
+
+def _without_nodes(federations: list[str]) -> str:
+    """What to do where there is nothing to show."""
+    if not federations:
+        return "No federation is declared. Name one in flops.yaml: `federations: {default: {listen: HOST:PORT}}` (docs/nodes.md)."
+    asked = " or ".join(federations)
+    return f"No node of {asked} is declared. Make a key with `flops node keygen`, and merge it as nodes/NAME.yaml (docs/nodes.md)."

@@ -35,7 +35,7 @@ from reconciler.spec import load_mock_data, load_operator_config, load_sla
 from reconciler.spec.loader import load_build_plan, load_node
 from reconciler.stages.package import EXTRA, read_lock, read_origin
 from reconciler.statusdoc import Renderer, merge, read_documents, sound, subject
-from reconciler.tracking.client import _run, _version
+from reconciler.tracking.reading import _run, _version
 from reconciler.web.webhooks import Forge, authenticate, concerns, parse
 
 ROOT = Path(__file__).parent.parent.parent
