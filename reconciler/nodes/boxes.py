@@ -36,7 +36,7 @@ from reconciler.nodes.host import GoOn, Host, Place, Tell, gone
 CODE_IN_IMAGE = Path("/", FOLDERS["learner"])
 """Where the ML repo is in a run's image."""
 HOLDOUT = "query.holdout"
-_IMPORT_SECONDS = 120.0
+_IMPORT_SECONDS, _LEAVE_SECONDS = 120.0, 3.0
 _END_SECONDS = 15.0
 """How long an engine may take to tell of a container that has hung up."""
 
@@ -151,6 +151,8 @@ class _Box(Host):
         self._connection.close()
         self._socket.close()
         if self._actor is not None:
+            # With its pipe the learner ends too; Podman fails to remove a container that ends at that very moment.
+            self._end.known.wait(_LEAVE_SECONDS)
             with contextlib.suppress(FlopsError):
                 self._actor.remove()
 

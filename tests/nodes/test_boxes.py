@@ -61,6 +61,7 @@ def again_as(process: Process, *, options: tuple[str, ...] = ()) -> None:
     process.start()
 
 
+@pytest.mark.timeout(600)  # the first image of a machine has its wheels downloaded
 def test_containers_of_nodes_learn_what_processes_learn(boxed: Federation, engine: DockerEngine) -> None:
     for seed, name in enumerate(("a", "b"), 1):
         boxed.node(name, seed=seed, options=DOCKER).start()
