@@ -106,9 +106,7 @@ class World:
             if not any(item.digest == digest for item in versions):
                 name, number = f"{customer}.{project}", str(len(known.get(project, ())) + 1)
                 versions.append(ModelVersion(name, project, number, digest, f"run-{digest[:8]}", "", gate_digest))
-            known[project] = tuple(
-                replace(item, aliases=(DEVELOPMENT,) if item.digest == digest else ()) for item in versions
-            )
+            known[project] = tuple(replace(item, aliases=(DEVELOPMENT,) if item.digest == digest else ()) for item in versions)
             self.generation += 1
 
     def delete_project(self, customer: str, project: str) -> int:

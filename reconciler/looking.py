@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from reconciler.asking import Asking
-from reconciler.desired import DesiredState, Found, Resolve, Unresolved
+from reconciler.desired import DesiredState, Found, Resolve, Unresolved, customer_of
 from reconciler.engine import Engine
 from reconciler.errors import ControllerError, FlopsError, SourceError
 from reconciler.images.store import image_name
@@ -55,7 +55,6 @@ class ProjectView:
     name: str
     desired: DesiredProject | None
     declared: Declared | None
-    observed: ObservedProject
     plan: ProjectPlan
     document: Document
     service: Service | None = None
@@ -69,6 +68,16 @@ class ProjectView:
     """The run of this content under another name, when there is none under this one."""
     verified: bool | None = None
     """Whether the head of the branch is signed as policy asks; None when it asks for nothing."""
+
+    @property
+    def observed(self) -> ObservedProject:
+        """What there is, as the plan took it; put together when somebody asks, as it is larger than what it is made of."""
+        if self.unreachable is not None:
+            return observe_without_registry(self.name, self.document, self.service, str(self.unreachable))
+        if self.desired is None:
+            return observe_undeclared(self.name, self.document, self.service)
+        run = self.run or _ungated(self.adopted)
+        return observe_project(self.desired, self.document, self.versions, self.service, run, imaged=self.imaged)
 
     @property
     def customer(self) -> str:
@@ -102,6 +111,39 @@ class View:
         return Plan(tuple(item.plan for _, item in sorted(self.projects.items())))
 
 
+class Index:
+    """What is asked for on behalf of all declared projects, put together once for each state of them."""
+
+    def __init__(self, found: Mapping[str, Found]) -> None:
+        self.found = found
+        self.waiting = sum(1 for item in found.values() if isinstance(item, Unresolved))
+        self.names = frozenset(found)
+        self.wanted: dict[str, list[DesiredProject]] = {}
+        self.names_of: dict[str, list[str]] = {}
+        self.images: dict[str, str] = {}
+        for name, item in found.items():
+            customer = customer_of(item)
+            self.names_of.setdefault(customer, []).append(name)
+            projects = self.wanted.setdefault(customer, [])
+            if isinstance(item, Declared):
+                projects.append(item.desired)
+                if image := _image_of(item):
+                    self.images[image] = name
+        self.wanted.pop("", None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the views follow from, as it was at the last look that came to its end."""
+
+    index: Index
+    documents: Mapping[str, Document] = field(default_factory=dict)
+    services: Mapping[str, Service] = field(default_factory=dict)
+    said: Mapping[str, Answer] = field(default_factory=dict)
+    images: frozenset[str] = frozenset()
+    verified: bool | None = None
+
+
 class Looker:
     """Looks at one GitOps repo and what belongs to it; keeps what it saw."""
 
@@ -125,7 +167,10 @@ class Looker:
         )
         self._views: dict[str, ProjectView] = {}
         self._images: frozenset[str] = frozenset()
-        self._declared: frozenset[str] = frozenset()
+        self._index = Index({})
+        self._seen = _Seen(self._index)
+        self._unreachable: set[str] = set()
+        """The projects that could not be looked at: they are tried again whatever changed."""
         policy = engine.config.policy
         self._signatures = Signatures(
             engine.repo.path,
@@ -198,45 +243,63 @@ class Looker:
             # A branch that is gone is no commit that removes every project: what was declared last is still wanted.
             complain(error)
         found = self._desired.of(engine.repo.read_snapshot(self.commit), documents)
-        self._declared = frozenset(_name(item) for item in found)
-        doomed = {
-            name: str(documents[name]["customer"]) for name in documents.keys() - self._declared if is_doomed(documents[name])
-        }
-        unreachable = self._ask(found, doomed)
+        if found is not self._index.found:
+            self._index = Index(found)
+        index = self._index
+        doomed = {name: str(documents[name]["customer"]) for name in documents.keys() - index.names if is_doomed(documents[name])}
+        said = self._ask(doomed)
         services = observe_services(engine.runtime, engine.config.instance)
-        before, views = self._views, {}
-        for item in found:
-            name = _name(item)
-            views[name] = self._safely(name, item, documents.get(name, NOTHING), services.get(name), unreachable)
-        for name in sorted((services.keys() | doomed.keys()) - views.keys()):
-            unasked = unreachable.get(doomed.get(name, ""))
-            views[name] = self._undeclared(name, documents.get(name, NOTHING), services.get(name), unasked)
-        for name, made in views.items():
-            if made.verified is not self._verified:
-                views[name] = replace(made, verified=self._verified)
-        changed = {name for name, item in views.items() if item is not before.get(name)} | (before.keys() - views.keys())
-        self._views = views
-        waiting = sum(1 for item in found if isinstance(item, Unresolved))
-        return View(self.commit, views, frozenset(changed), unreachable, waiting, len(found), self._registries.late)
+        seen = _Seen(index, dict(documents), services, said, self._images, self._verified)
+        unreachable = {customer: answer.error for customer, answer in said.items() if answer.error}
+        before, views = self._views, dict(self._views)
+        undeclared = (services.keys() | doomed.keys()) - index.names
+        owed = self._changed(seen) | self._unreachable | undeclared | (before.keys() - index.names)
+        for name in sorted(owed):
+            document, service = documents.get(name, NOTHING), services.get(name)
+            if (item := found.get(name)) is not None:
+                made = self._safely(name, item, document, service, unreachable)
+            elif name in undeclared:
+                made = self._undeclared(name, document, service, unreachable.get(doomed.get(name, "")))
+            else:
+                views.pop(name, None)
+                continue
+            views[name] = made if made.verified is self._verified else replace(made, verified=self._verified)
+        changed = frozenset(name for name in owed if views.get(name) is not before.get(name))
+        self._views, self._seen = (views if changed else before), seen
+        self._unreachable = {name for name in owed if name in views and views[name].unreachable is not None}
+        late = self._registries.late
+        return View(self.commit, self._views, changed, unreachable, index.waiting, len(found), late)
 
-    def _ask(self, found: Sequence[Found], doomed: Mapping[str, str]) -> dict[str, FlopsError]:
-        """Ask the tracking servers and the registry of images, side by side; the customers of whom nothing is known, and why."""
+    def _changed(self, now: _Seen) -> set[str]:
+        """The declared projects whose views follow from something that is not as it was at the last look."""
+        before = self._seen
+        if now.verified is not before.verified:
+            return set(now.index.names)
+        owed = _differing(before.documents, now.documents)
+        if now.index is not before.index:
+            owed |= _differing(before.index.found, now.index.found)
+        owed |= {
+            name for name in before.services.keys() | now.services.keys() if before.services.get(name) != now.services.get(name)
+        }
+        for customer, names in now.index.names_of.items():
+            if now.said.get(customer) is not before.said.get(customer):
+                owed |= set(names)
+        for image in now.images ^ before.images:
+            owed |= {index.images[image] for index in (before.index, now.index) if image in index.images}
+        return owed & now.index.names
+
+    def _ask(self, doomed: Mapping[str, str]) -> dict[str, Answer]:
+        """Ask the tracking servers and the registry of images, side by side; what each customer's server said last."""
         there = self._engine.images.names()
-        images = [name for item in found if (name := _image_of(item)) in there]
+        images = [name for name in self._index.images if name in there]
         if self._engine.images.due(images):
             self._image_registry.ask("images", lambda: self._engine.images.recheck(images))
-        wanted: dict[str, list[DesiredProject]] = {}
-        for item in found:
-            projects = wanted.setdefault(_customer(item), [])
-            if isinstance(item, Declared):
-                projects.append(item.desired)
-        wanted |= {customer: [] for customer in doomed.values() if customer not in wanted}
-        wanted.pop("", None)
-        self._registries.ask(wanted, self._declared)
+        wanted = {customer: list[DesiredProject]() for customer in doomed.values() if customer} | self._index.wanted
+        self._registries.ask(wanted, self._index.names)
         self._image_registry.answers()
         # Of images that the registry does not tell of in time the last word counts.
         self._images = there - self._engine.images.deleted(images)
-        return {customer: error for customer in wanted if (error := self._registries.answer(customer).error)}
+        return {customer: self._registries.answer(customer) for customer in wanted}
 
     def _safely(
         self, name: str, item: Found, document: Document, service: Service | None, unreachable: dict[str, FlopsError]
@@ -253,7 +316,7 @@ class Looker:
         self, name: str, item: Found, document: Document, service: Service | None, unreachable: dict[str, FlopsError]
     ) -> ProjectView:
         before = self._views.get(name)
-        customer = _customer(item)
+        customer = customer_of(item)
         if isinstance(item, Unresolved):
             return self._unknown(name, None, None, document, service, item.error)
         declared = item if isinstance(item, Declared) else None
@@ -279,14 +342,12 @@ class Looker:
             return before
         if customer and not said.knows(desired):
             return self._unknown(name, desired, declared, document, service, not_answered(customer))
-        observed = observe_project(desired, document, versions, service, run or _ungated(adopted), imaged=imaged)
-        if before is not None and before.desired is desired and before.document is document and before.observed == observed:
-            planned = before.plan
-        else:
-            planned = plan_project(desired, observed)
-        return ProjectView(
-            name, desired, declared, observed, planned, document, service, versions, imaged, None, said, run, adopted
+        planned = plan_project(
+            desired, observe_project(desired, document, versions, service, run or _ungated(adopted), imaged=imaged)
         )
+        if before is not None and before.plan == planned:
+            planned = before.plan
+        return ProjectView(name, desired, declared, planned, document, service, versions, imaged, None, said, run, adopted)
 
     def _unknown(
         self,
@@ -309,7 +370,7 @@ class Looker:
             return before
         observed = observe_without_registry(name, document, service, str(error))
         planned = plan_project(desired, observed) if desired is not None else ProjectPlan(name, Change.UNKNOWN, str(error))
-        return ProjectView(name, desired, declared, observed, planned, document, service, unreachable=error)
+        return ProjectView(name, desired, declared, planned, document, service, unreachable=error)
 
     def _undeclared(self, name: str, document: Document, service: Service | None, error: FlopsError | None) -> ProjectView:
         before = self._views.get(name)
@@ -327,7 +388,7 @@ class Looker:
             return before
         observed = observe_undeclared(name, document, service)
         planned = plan([], [observed]).projects[0]
-        return ProjectView(name, None, None, observed, planned, document, service, versions)
+        return ProjectView(name, None, None, planned, document, service, versions)
 
 
 def _ungated(run: RunInfo | None) -> RunInfo | None:
@@ -342,9 +403,6 @@ def _image_of(item: Found) -> str:
     return image_name(item.desired.customer, item.desired.name, item.desired.image_digest)
 
 
-def _name(item: Found) -> str:
-    return item.desired.name if isinstance(item, Declared) else item.name
-
-
-def _customer(item: Found) -> str:
-    return item.desired.customer if isinstance(item, Declared) else item.customer
+def _differing(before: Mapping[str, object], after: Mapping[str, object]) -> set[str]:
+    """The names under which another object is, or none any more."""
+    return {name for name, item in after.items() if before.get(name) is not item} | (before.keys() - after.keys())

@@ -131,7 +131,7 @@ def _base(view: ProjectView) -> Draft:
         document["serving_digest"] = project.serving_digest
     if view.declared is None and "deletion_policy" in previous:
         document["deletion_policy"] = previous["deletion_policy"]
-    elif view.declared and view.declared.sla.deletion_policy == "delete":
+    elif view.declared and view.declared.deletes:
         # What is to be done when the SLA is gone has to be known then.
         document["deletion_policy"] = "delete"
     if view.declared:
