@@ -10,8 +10,8 @@ fails midway owes what it has not worked out to the next one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,21 +21,17 @@ from reconciler.errors import FlopsError, SourceError, SpecError, SpecErrors, Wh
 from reconciler.federation.data import DataCatalog
 from reconciler.parsing import Parsed, Problems, parse_project, reduced, wrong_dependencies
 from reconciler.plan import DesiredProject
-from reconciler.policy import Asked, secret_refused, violations
+from reconciler.policy import Verdicts, secret_refused
 from reconciler.runtime_version import TRAINING_VERSION, mlruntime_digest
 from reconciler.schedule import Schedules
+from reconciler.selections import Selections, Versions, selection
 from reconciler.source import MLRepoRevision, MLRepos, ProjectFiles, Snapshot
 from reconciler.source.snapshot import BUILD_PLANS, PROJECTS
-from reconciler.spec import BuildPlan, MockData, OperatorConfig, ProjectSLA, plans_key, project_plans
-from reconciler.spec.policy import Policy
+from reconciler.spec import BuildPlan, OperatorConfig, ProjectSLA, plans_key, project_plans
 from reconciler.stages.model import Declared
 
 INFERENCE = "inference"
 Documents = Mapping[str, Mapping[str, Any]]
-Selection = tuple[tuple[str, str] | None, tuple[str, ...]]
-"""What a project learns from: its mock data and its tags."""
-Versions = tuple[tuple[str, str], ...]
-"""(tag, digest) of data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +78,14 @@ class DesiredState:
         config: OperatorConfig | None = None,
     ) -> None:
         self._repos = repos
-        self._catalog = catalog
         self._resolve = resolve or (lambda url, ref, subdir, _follow: repos.resolve(url, ref, subdir, Snapshot("", {})))
         config = config or OperatorConfig()
         self._allow_file_urls, self._images = config.allow_file_urls, config.images
         self._placement = config.runtime
         self._secrets, self._secret_policy = config.secrets, config.policy
         self._clock, self._schedules = clock, Schedules()
-        self._policy = config.policy if config.policy != Policy() else None
+        self._verdicts = Verdicts(config.policy)
+        self._data = Selections(catalog)
         self._snapshot = Snapshot("", {})
         self._known: dict[str, _Known] = {}
         self._rejected: dict[str, SourceError] = {}
@@ -101,11 +97,6 @@ class DesiredState:
         self._beside: frozenset[str] = frozenset()
         """Those whose ML repo is inside this repo and outside of their own folder: any commit may change it."""
         self._wrong: dict[str, FlopsError] = {}
-        self._asked: dict[str, tuple[Asked, object]] = {}
-        self._asked_anew = False
-        self._against: dict[str, FlopsError] = {}
-        self._selections: dict[Selection, MockData | None] = {}
-        self._data: dict[Selection, Versions | FlopsError] = {}
         self._plans: Mapping[str, BuildPlan] | FlopsError | SpecErrors = {}
 
     def of(self, snapshot: Snapshot, recorded: Documents) -> Mapping[str, Found]:
@@ -115,8 +106,9 @@ class DesiredState:
         object as before, and the same mapping when nothing has.
         """
         self._compare(snapshot)
-        self._compare_rules(recorded)
-        self._compare_data()
+        self._owed |= self._verdicts.changed(recorded)
+        if changed := self._data.changed():
+            self._owed |= {name for name, item in self._parsed() if selection(item) in changed}
         self._owed |= {name for name in self._moving if self._may_move(name, recorded.get(name))}
         self._ask_for_trees(snapshot)
         if not self._owed:
@@ -152,52 +144,19 @@ class DesiredState:
                     self._known[name] = self._read(name, files)
             for name in self._known.keys() - (snapshot.projects.keys() - rejected.keys()):
                 del self._known[name]
-                self._asked.pop(name, None)
-            parsed = {name: item.parsed for name, item in self._known.items()}
-            wrong = wrong_dependencies(parsed, rejected)
-            self._owe_others(self._wrong, wrong)
+                self._verdicts.forget(name)
+            wrong = wrong_dependencies({name: item.parsed for name, item in self._known.items()}, rejected)
+            self._owed |= {name for name, _ in _texts(wrong) ^ _texts(self._wrong)}
             self._wrong = wrong
-            slas = {name: item for name, item in parsed.items() if isinstance(item, Parsed)}
-            self._moving = frozenset(name for name, item in slas.items() if item.schedule or item.inside is None)
-            self._beside = frozenset(name for name, item in slas.items() if not _is_own(name, item))
-            self._selections = {key: item.mock_data for item in slas.values() if (key := _selection(item)) is not None}
-            self._asked_anew = True
+            self._moving = frozenset(name for name, item in self._parsed() if item.schedule or item.inside is None)
+            self._beside = frozenset(name for name, item in self._parsed() if not _is_own(name, item))
+            self._data.use(item for _, item in self._parsed())
         self._owed |= self._beside
         # Last: a comparison that failed is made again.
         self._snapshot = snapshot
 
-    def _owe_others(self, before: Mapping[str, FlopsError], after: Mapping[str, FlopsError]) -> None:
-        self._owed |= {name for name in before.keys() | after.keys() if str(before.get(name)) != str(after.get(name))}
-
-    def _compare_rules(self, recorded: Documents) -> None:
-        """Owe the projects of which policy says something else than before: what is left for one depends on what others take."""
-        if self._policy is None:
-            return
-        for name, (asked, record) in self._asked.items():
-            document = recorded.get(name)
-            if record is not document:
-                kept = bool(document and document.get("inputs"))
-                self._asked_anew = self._asked_anew or kept != asked.kept
-                self._asked[name] = (replace(asked, kept=kept), document)
-        if self._asked_anew:
-            against: dict[str, FlopsError] = dict(violations(self._policy, (asked for asked, _ in self._asked.values())))
-            self._owe_others(self._against, against)
-            self._against, self._asked_anew = against, False
-
-    def _compare_data(self) -> None:
-        """Owe the projects whose data changed. Each selection is described once a look, as user data are looked at on disk."""
-        data = {key: self._describe(mock, key) for key, mock in self._selections.items()}
-        changed = {key for key, found in data.items() if not _same(self._data.get(key), found)}
-        if changed:
-            items = ((name, item.parsed) for name, item in self._known.items() if isinstance(item.parsed, Parsed))
-            self._owed |= {name for name, item in items if _selection(item) in changed}
-        self._data = {key: self._data[key] if key not in changed else found for key, found in data.items()}
-
-    def _describe(self, mock: MockData | None, key: Selection) -> Versions | FlopsError:
-        try:
-            return tuple((item.tag, item.digest) for item in self._catalog.describe(mock, key[1]))
-        except FlopsError as error:
-            return error
+    def _parsed(self) -> Iterator[tuple[str, Parsed]]:
+        return ((name, item.parsed) for name, item in self._known.items() if isinstance(item.parsed, Parsed))
 
     def _may_move(self, name: str, document: Mapping[str, Any] | None) -> bool:
         """Whether what a project follows from may have changed without a commit."""
@@ -228,10 +187,9 @@ class DesiredState:
     def _read(self, name: str, files: ProjectFiles) -> _Known:
         sla, mock_data, problems = parse_project(files)
         if sla is None or problems:
-            self._asked.pop(name, None)
+            self._verdicts.forget(name)
             return _Known(files, problems)
-        if self._policy is not None:
-            self._asked[name] = (Asked.of(name, files.path, sla), None)
+        self._verdicts.ask(name, files.path, sla)
         refused = self._check_url(name, sla) or secret_refused(self._secret_policy, self._secrets, sla, files.path)
         return _Known(files, reduced(sla, files, mock_data), refused)
 
@@ -245,12 +203,12 @@ class DesiredState:
         if not isinstance(parsed, Parsed):
             return self._problem(name, parsed)
         try:
-            if error := self._wrong.get(name) or self._against.get(name) or known.refused:
+            if error := self._wrong.get(name) or self._verdicts.error(name) or known.refused:
                 raise error
             known.record = record
             record = record or {}
             revision = self._revision(snapshot, known, parsed, record.get("ml_repo"))
-            versions = self._versions(parsed)
+            versions = self._data.versions(parsed)
             plans = self._build_plans(snapshot, known.files)
         except SpecErrors as errors:
             return self._problem(name, tuple(error.to_dict() for error in errors.errors), parsed.customer)
@@ -372,13 +330,6 @@ class DesiredState:
                 return MLRepoRevision(*map(str, found))
         return self._resolve(url, parsed.ref, parsed.subdir, parsed.follows)
 
-    def _versions(self, parsed: Parsed) -> Versions:
-        key = _selection(parsed)
-        found = self._data[key] if key is not None else ()
-        if isinstance(found, FlopsError):
-            raise found
-        return found
-
     def _problem(self, name: str, problems: Problems, customer: str = "") -> DesiredProject:
         made = DesiredProject(name, customer, training={}, problems=problems)
         before = self._found.get(name)
@@ -388,16 +339,6 @@ class DesiredState:
 def customer_of(found: Found) -> str:
     """The project's owner; empty when nothing says it."""
     return found.desired.customer if isinstance(found, Declared) else found.customer
-
-
-def _selection(parsed: Parsed) -> Selection | None:
-    """Nothing for a federation: the data are those of its nodes."""
-    mock = parsed.mock_data
-    return None if parsed.federated else ((mock.dataset_name, mock.data_tag) if mock else None, parsed.tags)
-
-
-def _same(before: Versions | FlopsError | None, after: Versions | FlopsError) -> bool:
-    return before == after or (isinstance(before, FlopsError) and str(before) == str(after))
 
 
 def _is_own(name: str, parsed: Parsed) -> bool:
@@ -412,3 +353,7 @@ def _object_of(path: str, snapshot: Snapshot) -> tuple[str, str]:
     if top == PROJECTS and name in snapshot.projects:
         return snapshot.projects[name].tree, below
     return snapshot.commit, path
+
+
+def _texts(errors: Mapping[str, FlopsError]) -> set[tuple[str, str]]:
+    return {(name, str(error)) for name, error in errors.items()}

@@ -15,7 +15,7 @@ from reconciler.asking import Asking
 from reconciler.desired import DesiredState, Found, Resolve, Unresolved, customer_of
 from reconciler.engine import Engine
 from reconciler.errors import ControllerError, FlopsError, SourceError
-from reconciler.images.store import image_name
+from reconciler.noticing import Index, Seen, image_of
 from reconciler.observe import (
     Versions,
     is_doomed,
@@ -24,7 +24,7 @@ from reconciler.observe import (
     observe_undeclared,
     observe_without_registry,
 )
-from reconciler.plan import BUILD_STEP, Change, DesiredProject, ObservedProject, Plan, ProjectPlan, plan, plan_project
+from reconciler.plan import Change, DesiredProject, ObservedProject, Plan, ProjectPlan, plan, plan_project
 from reconciler.registries import NOTHING as NOBODY
 from reconciler.registries import Answer, Registries, not_answered
 from reconciler.runtimes.model import Service
@@ -49,7 +49,7 @@ class ProjectView:
     """One project at one look; the same object as long as nothing of it changed but the commit that `declared` was read at.
 
     `desired` is None when it is not declared any more and only its service is left; `declared` is None when the SLA is not valid.
-    `unreachable` says why the project could not be looked at; `said` is what its customer's tracking server said.
+    `unreachable` says why the project could not be looked at.
     """
 
     name: str
@@ -61,7 +61,6 @@ class ProjectView:
     versions: Versions = ()
     imaged: bool = False
     unreachable: FlopsError | None = None
-    said: Answer = NOBODY
     run: RunInfo | None = None
     """The recorded run of its digest, where it had to be looked for."""
     adopted: RunInfo | None = None
@@ -111,39 +110,6 @@ class View:
         return Plan(tuple(item.plan for _, item in sorted(self.projects.items())))
 
 
-class Index:
-    """What is asked for on behalf of all declared projects, put together once for each state of them."""
-
-    def __init__(self, found: Mapping[str, Found]) -> None:
-        self.found = found
-        self.waiting = sum(1 for item in found.values() if isinstance(item, Unresolved))
-        self.names = frozenset(found)
-        self.wanted: dict[str, list[DesiredProject]] = {}
-        self.names_of: dict[str, list[str]] = {}
-        self.images: dict[str, str] = {}
-        for name, item in found.items():
-            customer = customer_of(item)
-            self.names_of.setdefault(customer, []).append(name)
-            projects = self.wanted.setdefault(customer, [])
-            if isinstance(item, Declared):
-                projects.append(item.desired)
-                if image := _image_of(item):
-                    self.images[image] = name
-        self.wanted.pop("", None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What the views follow from, as it was at the last look that came to its end."""
-
-    index: Index
-    documents: Mapping[str, Document] = field(default_factory=dict)
-    services: Mapping[str, Service] = field(default_factory=dict)
-    said: Mapping[str, Answer] = field(default_factory=dict)
-    images: frozenset[str] = frozenset()
-    verified: bool | None = None
-
-
 class Looker:
     """Looks at one GitOps repo and what belongs to it; keeps what it saw."""
 
@@ -168,7 +134,7 @@ class Looker:
         self._views: dict[str, ProjectView] = {}
         self._images: frozenset[str] = frozenset()
         self._index = Index({})
-        self._seen = _Seen(self._index)
+        self._seen = Seen(self._index)
         self._unreachable: set[str] = set()
         """The projects that could not be looked at: they are tried again whatever changed."""
         policy = engine.config.policy
@@ -249,11 +215,11 @@ class Looker:
         doomed = {name: str(documents[name]["customer"]) for name in documents.keys() - index.names if is_doomed(documents[name])}
         said = self._ask(doomed)
         services = observe_services(engine.runtime, engine.config.instance)
-        seen = _Seen(index, dict(documents), services, said, self._images, self._verified)
+        seen = Seen(index, dict(documents), services, said, self._images, self._verified)
         unreachable = {customer: answer.error for customer, answer in said.items() if answer.error}
         before, views = self._views, dict(self._views)
         undeclared = (services.keys() | doomed.keys()) - index.names
-        owed = self._changed(seen) | self._unreachable | undeclared | (before.keys() - index.names)
+        owed = seen.differing(self._seen) | self._unreachable | undeclared | (before.keys() - index.names)
         for name in sorted(owed):
             document, service = documents.get(name, NOTHING), services.get(name)
             if (item := found.get(name)) is not None:
@@ -269,24 +235,6 @@ class Looker:
         self._unreachable = {name for name in owed if name in views and views[name].unreachable is not None}
         late = self._registries.late
         return View(self.commit, self._views, changed, unreachable, index.waiting, len(found), late)
-
-    def _changed(self, now: _Seen) -> set[str]:
-        """The declared projects whose views follow from something that is not as it was at the last look."""
-        before = self._seen
-        if now.verified is not before.verified:
-            return set(now.index.names)
-        owed = _differing(before.documents, now.documents)
-        if now.index is not before.index:
-            owed |= _differing(before.index.found, now.index.found)
-        owed |= {
-            name for name in before.services.keys() | now.services.keys() if before.services.get(name) != now.services.get(name)
-        }
-        for customer, names in now.index.names_of.items():
-            if now.said.get(customer) is not before.said.get(customer):
-                owed |= set(names)
-        for image in now.images ^ before.images:
-            owed |= {index.images[image] for index in (before.index, now.index) if image in index.images}
-        return owed & now.index.names
 
     def _ask(self, doomed: Mapping[str, str]) -> dict[str, Answer]:
         """Ask the tracking servers and the registry of images, side by side; what each customer's server said last."""
@@ -325,7 +273,7 @@ class Looker:
             return self._unknown(name, desired, declared, document, service, error)
         said = self._registries.answer(customer) if customer else NOBODY
         versions = said.versions.get(name, ())
-        imaged = _image_of(item) in self._images
+        imaged = image_of(item) in self._images
         key = (name, desired.run_digest)
         run, adopted = said.runs.get(key), said.adopted.get(key)
         if (
@@ -336,9 +284,11 @@ class Looker:
             and before.unreachable is None
             and before.service == service
             and before.imaged == imaged
-            and (before.said is said or (before.run == run and before.adopted == adopted and said.knows(desired)))
+            and before.run == run
+            and before.adopted == adopted
+            and (not customer or said.knows(desired))
         ):
-            before.declared, before.said = declared, said
+            before.declared = declared
             return before
         if customer and not said.knows(desired):
             return self._unknown(name, desired, declared, document, service, not_answered(customer))
@@ -347,7 +297,7 @@ class Looker:
         )
         if before is not None and before.plan == planned:
             planned = before.plan
-        return ProjectView(name, desired, declared, planned, document, service, versions, imaged, None, said, run, adopted)
+        return ProjectView(name, desired, declared, planned, document, service, versions, imaged, None, run, adopted)
 
     def _unknown(
         self,
@@ -394,15 +344,3 @@ class Looker:
 def _ungated(run: RunInfo | None) -> RunInfo | None:
     """Another project's run without the gates that it did not meet there."""
     return replace(run, rejected_gates=()) if run else None
-
-
-def _image_of(item: Found) -> str:
-    """The name of the image that is declared; empty when none is."""
-    if not isinstance(item, Declared) or BUILD_STEP not in item.desired.steps:
-        return ""
-    return image_name(item.desired.customer, item.desired.name, item.desired.image_digest)
-
-
-def _differing(before: Mapping[str, object], after: Mapping[str, object]) -> set[str]:
-    """The names under which another object is, or none any more."""
-    return {name for name, item in after.items() if before.get(name) is not item} | (before.keys() - after.keys())

@@ -1,4 +1,4 @@
-"""Policy: is a declared project allowed? Pure; asked at every look, so it holds on create, update, rollback, resume and schedule.
+"""Policy: is a declared project allowed? Asked at every look, so it holds on create, update, rollback, resume and schedule.
 
 Texts name the rule that is broken and the operator's file, never what a file holds beyond the value that broke it.
 """
@@ -6,8 +6,9 @@ Texts name the rule that is broken and the operator's file, never what a file ho
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 from reconciler.errors import SpecError, Where
 from reconciler.plan import DEPLOY_STEP
@@ -69,6 +70,46 @@ def violations(policy: Policy, asked: Iterable[Asked]) -> dict[str, SpecError]:
         if error is not None:
             found[item.name] = error
     return found
+
+
+class Verdicts:
+    """What policy says of all projects; worked out anew when one of them asks for something else, or was accepted meanwhile."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy if policy != Policy() else None
+        self._asked: dict[str, tuple[Asked, object]] = {}
+        self._stale = False
+        self._found: dict[str, SpecError] = {}
+
+    def ask(self, name: str, path: str, sla: ProjectSLA) -> None:
+        """A project asks for this from now on."""
+        if self._policy is not None:
+            self._asked[name] = (Asked.of(name, path, sla), None)
+            self._stale = True
+
+    def forget(self, name: str) -> None:
+        """A project asks for nothing any more."""
+        self._stale = self._asked.pop(name, None) is not None or self._stale
+
+    def changed(self, recorded: Mapping[str, Mapping[str, Any]]) -> set[str]:
+        """The projects of which policy says something else than at the last call; what is left for one depends on the others."""
+        if self._policy is None:
+            return set()
+        for name, (asked, record) in self._asked.items():
+            document = recorded.get(name)
+            if record is not document:
+                kept = bool(document and document.get("inputs"))
+                self._stale = self._stale or kept != asked.kept
+                self._asked[name] = (replace(asked, kept=kept), document)
+        if not self._stale:
+            return set()
+        before, self._found = self._found, violations(self._policy, [asked for asked, _ in self._asked.values()])
+        self._stale = False
+        return {name for name in before.keys() | self._found.keys() if str(before.get(name)) != str(self._found.get(name))}
+
+    def error(self, name: str) -> SpecError | None:
+        """Why a project is not allowed."""
+        return self._found.get(name)
 
 
 def secret_refused(policy: Policy, secrets: Mapping[str, ProjectSecret], sla: ProjectSLA, path: str) -> SpecError | None:

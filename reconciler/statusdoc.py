@@ -125,15 +125,12 @@ def sound(document: Document) -> Draft:
 
 def same(before: Document, after: Document) -> bool:
     """Whether nothing but volatile fields differ: no transition."""
-    return bool(before == after or _stable(before) == _stable(after))
+    return before == after or _alike(dict(before), dict(after))
 
 
 def merge(before: Mapping[str, Document], after: Mapping[str, Document]) -> dict[str, Document]:
     """The documents to publish: the old one wherever nothing but volatile fields differ."""
-    return {
-        name: before[name] if name in before and _stable(before[name]) == _stable(document) else document
-        for name, document in after.items()
-    }
+    return {name: before[name] if name in before and same(before[name], document) else document for name, document in after.items()}
 
 
 def render(documents: Mapping[str, Document]) -> dict[str, bytes]:
@@ -276,9 +273,11 @@ def _mark(document: Document, kind: str) -> str:
     return f"{found.get('status', '')} ({found.get('reason', '')})"
 
 
-def _stable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _stable(item) for key, item in value.items() if key not in _VOLATILE}
-    if isinstance(value, list):
-        return [_stable(item) for item in value]
-    return value
+def _alike(before: Any, after: Any) -> bool:
+    """Whether two values are equal but for volatile fields; most that are not differ early."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = before.keys() - _VOLATILE
+        return names == after.keys() - _VOLATILE and all(_alike(before[name], after[name]) for name in names)
+    if isinstance(before, list) and isinstance(after, list):
+        return len(before) == len(after) and all(map(_alike, before, after))
+    return bool(before == after)

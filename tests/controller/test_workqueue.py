@@ -74,3 +74,20 @@ def test_mends_of_one_content_again_and_again_are_a_fight() -> None:
     assert list(work.due(10.0)) == []
     assert work.fighting("a")
     assert not [work.succeeded("b", "1", hour * 3600.0) for hour in range(10)].count(True)
+
+
+def test_what_is_tried_again_earlier_than_planned_is_due_and_what_left_is_not() -> None:
+    work = queue()
+    for name in ("a", "b", "c"):
+        work.failed(name, "1", 0.0)
+        work.put(name, "1")
+    assert work.retry("b")
+    assert list(work.due(0.1)) == ["b"]
+    assert work.has_due(0.1)
+    work.drop("a")
+    assert work.next_due(0.1) == 0.65
+    work.forget("c")
+    work.start("b")
+    assert work.next_due(0.1) is None
+    assert not work.has_due(0.1)
+    assert work.depth == 0
