@@ -10,7 +10,7 @@ fails midway owes what it has not worked out to the next one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from reconciler.plan import DesiredProject
 from reconciler.policy import Verdicts, secret_refused
 from reconciler.runtime_version import TRAINING_VERSION, mlruntime_digest
 from reconciler.schedule import Schedules
-from reconciler.selections import Selections, Versions, selection
+from reconciler.selections import Selection, Selections, Versions, selection
 from reconciler.source import MLRepoRevision, MLRepos, ProjectFiles, Snapshot
 from reconciler.source.snapshot import BUILD_PLANS, PROJECTS
 from reconciler.spec import BuildPlan, OperatorConfig, ProjectSLA, plans_key, project_plans
@@ -61,6 +61,11 @@ class _Known:
     record: object = None
     tree: str | SourceError | None = None
     """Of an ML repo inside this repo."""
+    moves: bool = False
+    """What it follows from may change without a commit: it has a schedule, or an ML repo elsewhere."""
+    beside: bool = False
+    """Any commit may change it: its ML repo is inside this repo and outside of its own folder."""
+    selection: Selection | None = None
 
 
 class DesiredState:
@@ -93,9 +98,7 @@ class DesiredState:
         self._owed: set[str] = set()
         """The projects to be worked out."""
         self._moving: frozenset[str] = frozenset()
-        """Those with a schedule or an ML repo elsewhere: what they follow from may change without a commit."""
         self._beside: frozenset[str] = frozenset()
-        """Those whose ML repo is inside this repo and outside of their own folder: any commit may change it."""
         self._wrong: dict[str, FlopsError] = {}
         self._plans: Mapping[str, BuildPlan] | FlopsError | SpecErrors = {}
 
@@ -108,7 +111,7 @@ class DesiredState:
         self._compare(snapshot)
         self._owed |= self._verdicts.changed(recorded)
         if changed := self._data.changed():
-            self._owed |= {name for name, item in self._parsed() if selection(item) in changed}
+            self._owed |= {name for name, item in self._known.items() if item.selection in changed}
         self._owed |= {name for name in self._moving if self._may_move(name, recorded.get(name))}
         self._ask_for_trees(snapshot)
         if not self._owed:
@@ -148,15 +151,13 @@ class DesiredState:
             wrong = wrong_dependencies({name: item.parsed for name, item in self._known.items()}, rejected)
             self._owed |= {name for name, _ in _texts(wrong) ^ _texts(self._wrong)}
             self._wrong = wrong
-            self._moving = frozenset(name for name, item in self._parsed() if item.schedule or item.inside is None)
-            self._beside = frozenset(name for name, item in self._parsed() if not _is_own(name, item))
-            self._data.use(item for _, item in self._parsed())
+            self._moving = frozenset(name for name, item in self._known.items() if item.moves)
+            self._beside = frozenset(name for name, item in self._known.items() if item.beside)
+            valid = ((item.selection, item.parsed) for item in self._known.values() if isinstance(item.parsed, Parsed))
+            self._data.use({chosen: parsed.mock_data for chosen, parsed in valid})
         self._owed |= self._beside
         # Last: a comparison that failed is made again.
         self._snapshot = snapshot
-
-    def _parsed(self) -> Iterator[tuple[str, Parsed]]:
-        return ((name, item.parsed) for name, item in self._known.items() if isinstance(item.parsed, Parsed))
 
     def _may_move(self, name: str, document: Mapping[str, Any] | None) -> bool:
         """Whether what a project follows from may have changed without a commit."""
@@ -191,7 +192,10 @@ class DesiredState:
             return _Known(files, problems)
         self._verdicts.ask(name, files.path, sla)
         refused = self._check_url(name, sla) or secret_refused(self._secret_policy, self._secrets, sla, files.path)
-        return _Known(files, reduced(sla, files, mock_data), refused)
+        parsed = reduced(sla, files, mock_data)
+        inside = parsed.inside
+        moves, beside = bool(parsed.schedule) or inside is None, inside is not None and not _is_own(name, inside)
+        return _Known(files, parsed, refused, moves=moves, beside=beside, selection=shared(selection(parsed)))
 
     def _work_out(self, snapshot: Snapshot, name: str, record: Mapping[str, Any] | None) -> Found | None:
         if name in self._rejected:
@@ -341,9 +345,9 @@ def customer_of(found: Found) -> str:
     return found.desired.customer if isinstance(found, Declared) else found.customer
 
 
-def _is_own(name: str, parsed: Parsed) -> bool:
-    """Whether an ML repo is elsewhere or in the project's own folder."""
-    return parsed.inside is None or f"{parsed.inside}/".startswith(f"{PROJECTS}/{name}/")
+def _is_own(name: str, path: str) -> bool:
+    """Whether a path is in the project's own folder."""
+    return f"{path}/".startswith(f"{PROJECTS}/{name}/")
 
 
 def _object_of(path: str, snapshot: Snapshot) -> tuple[str, str]:

@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 from urllib.parse import quote, unquote, urlsplit
 
@@ -205,17 +205,20 @@ def guard_output() -> None:
             setattr(sys, name, Masked(stream, REDACTION))
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All texts of JSON values, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | Mapping):
-        for key, item in value.items():
-            yield str(key)
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
+def _texts(value: Any) -> list[str]:
+    """All texts of JSON values, keys included, in no order."""
+    found: list[str] = []
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            found.append(item)
+        elif isinstance(item, dict | Mapping):
+            found.extend(map(str, item))
+            left.extend(item.values())
+        elif isinstance(item, list | tuple):
+            left.extend(item)
+    return found
 
 
 def _forms(value: str) -> Iterable[str]:

@@ -3,7 +3,7 @@ projects have it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from reconciler.errors import FlopsError
 from reconciler.federation.data import DataCatalog
@@ -24,9 +24,9 @@ class Selections:
         self._used: dict[Selection, MockData | None] = {}
         self._found: dict[Selection, Versions | FlopsError] = {}
 
-    def use(self, projects: Iterable[Parsed]) -> None:
-        """These are all projects."""
-        self._used = {key: item.mock_data for item in projects if (key := selection(item)) is not None}
+    def use(self, selections: Mapping[Selection | None, MockData | None]) -> None:
+        """These are all that there are, each with its mock data."""
+        self._used = {key: mock for key, mock in selections.items() if key is not None}
 
     def changed(self) -> frozenset[Selection]:
         """Those that come to something else than at the last call."""
