@@ -38,7 +38,8 @@ class World:
     """What exists: runs and versions by customer, services by name. It outlives every controller."""
 
     runs: dict[tuple[str, str, str], RunInfo] = field(default_factory=dict)
-    models: dict[str, list[ModelVersion]] = field(default_factory=dict)
+    models: dict[str, dict[str, tuple[ModelVersion, ...]]] = field(default_factory=dict)
+    """By customer and project: a registry has an index too, so a version more does not cost what all others do."""
     services: dict[str, Service] = field(default_factory=dict)
     images: set[str] = field(default_factory=set)
     trained: list[tuple[str, str]] = field(default_factory=list)
@@ -54,7 +55,7 @@ class World:
     def versions(self, customer: str) -> list[ModelVersion]:
         """As a tracking server."""
         with self.lock:
-            return list(self.models.get(customer, ()))
+            return [version for versions in self.models.get(customer, {}).values() for version in versions]
 
     def projects_with_runs(self, customer: str) -> frozenset[str]:
         """As a tracking server."""
@@ -100,27 +101,23 @@ class World:
     def register(self, project: str, customer: str, digest: str, gate_digest: str) -> None:
         """A version of a run, once a digest; the alias moves to it."""
         with self.lock:
-            known = self.models.setdefault(customer, [])
-            if not any(item.project == project and item.digest == digest and item.gate_digest == gate_digest for item in known):
-                known[:] = [item for item in known if (item.project, item.digest) != (project, digest)]
-                name, number = f"{customer}.{project}", str(len(known) + 1)
-                known.append(ModelVersion(name, project, number, digest, f"run-{digest[:8]}", "", gate_digest))
-            known[:] = [
-                replace(item, aliases=(DEVELOPMENT,) if item.digest == digest else ()) if item.project == project else item
-                for item in known
-            ]
+            known = self.models.setdefault(customer, {})
+            versions = [item for item in known.get(project, ()) if item.digest != digest or item.gate_digest == gate_digest]
+            if not any(item.digest == digest for item in versions):
+                name, number = f"{customer}.{project}", str(len(known.get(project, ())) + 1)
+                versions.append(ModelVersion(name, project, number, digest, f"run-{digest[:8]}", "", gate_digest))
+            known[project] = tuple(replace(item, aliases=(DEVELOPMENT,) if item.digest == digest else ()) for item in versions)
             self.generation += 1
 
     def delete_project(self, customer: str, project: str) -> int:
         """Models and images of a project; a run that another project's model came of stays."""
         with self.lock:
-            known = self.models.get(customer, [])
-            self.models[customer] = [item for item in known if item.project != project]
-            before = len(known) + len(self.runs)
-            self.runs = {key: run for key, run in self.runs.items() if key[:2] != (customer, project)}
+            gone = self.models.get(customer, {}).pop(project, ())
+            runs = {key: run for key, run in self.runs.items() if key[:2] != (customer, project)}
+            gone_runs, self.runs = len(self.runs) - len(runs), runs
             self.images = {name for name in self.images if not name.startswith(f"{repository_name(customer, project)}:")}
             self.generation += 1
-            return before - len(self.models[customer]) - len(self.runs)
+            return len(gone) + gone_runs
 
 
 class NullImages(ImageStore):

@@ -183,7 +183,7 @@ class Controller:
         """Everything that can be decided now; seconds until there is something to decide without a trigger."""
         now = self._monotonic()
         self._collect(now)
-        busy = self.queue.has_room and bool(self.queue.due(now))
+        busy = self.queue.has_room and self.queue.has_due(now)
         asked = self._asked is not None or (self.view is None and not self._pace.bad_looks)
         if self._pace.wants(now, asked=asked, owed=bool(self._finished), busy=busy):
             self._look(now)

@@ -2,40 +2,36 @@
 
 Content, not commits: a commit that does not touch a project leaves its digests – the same object – as they are. Whatever moves by
 itself – a branch of an ML repo – is resolved once per content of the project's folder and then taken from the record.
+
+Only projects of which something that they follow from has changed are worked out; all others are not even looked at. A look that
+fails midway owes what it has not worked out to the next one.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from sys import intern
+from functools import partial
 from typing import Any
 
 from reconciler import schedule
-from reconciler.digests import digest_of, flatten
+from reconciler.digests import Inputs, digest_of, shared
 from reconciler.errors import FlopsError, SourceError, SpecError, SpecErrors, Where
 from reconciler.federation.data import DataCatalog
-from reconciler.parsing import Parsed, Problems, parse_project, wrong_dependencies
+from reconciler.parsing import Parsed, Problems, parse_project, reduced, wrong_dependencies
 from reconciler.plan import DesiredProject
-from reconciler.policy import Asked, secret_refused, violations
+from reconciler.policy import Verdicts, secret_refused
 from reconciler.runtime_version import TRAINING_VERSION, mlruntime_digest
 from reconciler.schedule import Schedules
+from reconciler.selections import Selection, Selections, Versions, selection
 from reconciler.source import MLRepoRevision, MLRepos, ProjectFiles, Snapshot
-from reconciler.spec import (
-    BuildPlan,
-    OperatorConfig,
-    ProjectSLA,
-    deployment_spec,
-    plans_key,
-    project_plans,
-    training_spec,
-)
-from reconciler.spec.policy import Policy
+from reconciler.source.snapshot import BUILD_PLANS, PROJECTS
+from reconciler.spec import BuildPlan, OperatorConfig, ProjectSLA, plans_key, project_plans
 from reconciler.stages.model import Declared
 
 INFERENCE = "inference"
+Documents = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +48,28 @@ Resolve = Callable[[str, str | None, str, bool], MLRepoRevision]
 """URL, ref, folder and whether the ref is followed → the revision. A transient SourceError when it is not known yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """What a project came to last, and what that followed from."""
+@dataclass(slots=True)
+class _Known:
+    """A project's files and what they came to. `refused` is what the operator's settings have against them, `record` the document
+    that was read for it, where one was."""
 
-    key: tuple[object, ...]
-    declared: Declared
+    files: ProjectFiles
+    parsed: Parsed | Problems
+    refused: FlopsError | None = None
+    key: tuple[object, ...] = ()
+    declared: Declared | None = None
+    record: object = None
+    tree: str | SourceError | None = None
+    """Of an ML repo inside this repo."""
+    moves: bool = False
+    """What it follows from may change without a commit: it has a schedule, or an ML repo elsewhere."""
+    beside: bool = False
+    """Any commit may change it: its ML repo is inside this repo and outside of its own folder."""
+    selection: Selection | None = None
 
 
 class DesiredState:
-    """Makes `Declared` projects of a snapshot that the operator's policy allows; keeps what it parsed by tree hash.
+    """Makes `Declared` projects of a snapshot that the operator's policy allows; keeps what it made of each project's folder.
 
     `resolve` finds the revisions of ML repos elsewhere; as `MLRepos.resolve` it waits for the network.
     """
@@ -75,96 +83,149 @@ class DesiredState:
         config: OperatorConfig | None = None,
     ) -> None:
         self._repos = repos
-        self._catalog = catalog
         self._resolve = resolve or (lambda url, ref, subdir, _follow: repos.resolve(url, ref, subdir, Snapshot("", {})))
         config = config or OperatorConfig()
         self._allow_file_urls, self._images = config.allow_file_urls, config.images
         self._placement = config.runtime
         self._secrets, self._secret_policy = config.secrets, config.policy
         self._clock, self._schedules = clock, Schedules()
-        self._policy = config.policy if config.policy != Policy() else None
-        self._parsed: dict[str, Parsed | Problems] = {}
-        self._kept: dict[str, _Kept] = {}
-        self._invalid: dict[str, DesiredProject] = {}
-        self._inside: tuple[str, dict[str, str | SourceError]] = ("", {})
-        self._trees: dict[tuple[str, str], str | SourceError] = {}
+        self._verdicts = Verdicts(config.policy)
+        self._data = Selections(catalog)
+        self._snapshot = Snapshot("", {})
+        self._known: dict[str, _Known] = {}
+        self._rejected: dict[str, SourceError] = {}
+        self._found: dict[str, Found] = {}
+        self._owed: set[str] = set()
+        """The projects to be worked out."""
+        self._moving: frozenset[str] = frozenset()
+        self._beside: frozenset[str] = frozenset()
+        self._wrong: dict[str, FlopsError] = {}
+        self._plans: Mapping[str, BuildPlan] | FlopsError | SpecErrors = {}
 
-    def of(self, snapshot: Snapshot, recorded: Mapping[str, Mapping[str, Any]]) -> list[Found]:
-        """Every project of a snapshot, by name; a `DesiredProject` with problems where it cannot be accepted.
+    def of(self, snapshot: Snapshot, recorded: Documents) -> Mapping[str, Found]:
+        """Every project of a snapshot, by name and in that order; a `DesiredProject` with problems where it cannot be accepted.
 
-        `recorded` are the status documents: the ML repo revisions that were resolved before.
+        `recorded` are the status documents: the ML repo revisions that were resolved before. What has not changed is the same
+        object as before, and the same mapping when nothing has.
         """
-        rejected = {error.where.path.split("/")[1]: error for error in snapshot.rejected if error.where}
-        parsed = {name: self._parse(files) for name, files in snapshot.projects.items() if name not in rejected}
-        wrong = self._refused(parsed, snapshot, recorded) | wrong_dependencies(parsed, rejected)
-        inside = self._trees_inside(snapshot, parsed)
-        data: dict[tuple[object, ...], tuple[tuple[str, str], ...] | FlopsError] = {}
-        found: list[Found] = []
-        for name in sorted(rejected.keys() | parsed.keys()):
-            if name in rejected:
-                found.append(self._problem(name, (rejected[name].to_dict(),)))
-                continue
-            item = parsed[name]
-            if not isinstance(item, Parsed):
-                found.append(self._problem(name, item))
-            elif name in wrong:
-                found.append(self._problem(name, (wrong[name].to_dict(),), item.sla.customer_id))
-            else:
-                found.append(self._declare_or_say(snapshot, name, item, recorded.get(name, {}), inside, data))
-        self._forget(snapshot, rejected.keys() | parsed.keys())
+        self._compare(snapshot)
+        self._owed |= self._verdicts.changed(recorded)
+        if changed := self._data.changed():
+            self._owed |= {name for name, item in self._known.items() if item.selection in changed}
+        self._owed |= {name for name in self._moving if self._may_move(name, recorded.get(name))}
+        self._ask_for_trees(snapshot)
+        if not self._owed:
+            return self._found
+        found = {name: item for name, item in self._found.items() if name in self._known or name in self._rejected}
+        for name in sorted(self._owed):
+            if (made := self._work_out(snapshot, name, recorded.get(name))) is not None:
+                found[name] = made
+        if found.keys() != self._found.keys():
+            found = dict(sorted(found.items()))
+        self._found, self._owed = found, {name for name in self._owed if isinstance(found.get(name), Unresolved)}
         return found
 
-    def _refused(
-        self, parsed: Mapping[str, Parsed | Problems], snapshot: Snapshot, recorded: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, FlopsError]:
-        """The projects that the operator's policy does not allow."""
-        if self._policy is None:
-            return {}
-        asked = [
-            Asked(name, snapshot.projects[name].path, item.sla, kept=bool(recorded.get(name, {}).get("inputs")))
-            for name, item in parsed.items()
-            if isinstance(item, Parsed)
-        ]
-        return dict(violations(self._policy, asked))
+    # --- what has changed
 
-    def _declare_or_say(
-        self,
-        snapshot: Snapshot,
-        name: str,
-        parsed: Parsed,
-        record: Mapping[str, Any],
-        inside: Mapping[str, str | SourceError],
-        data: dict[tuple[object, ...], tuple[tuple[str, str], ...] | FlopsError],
-    ) -> Found:
-        sla = parsed.sla
+    def _compare(self, snapshot: Snapshot) -> None:
+        """Owe the projects whose folders, common build plans or neighbours changed since the last snapshot."""
+        before = self._snapshot
+        if snapshot is before:
+            return
+        if snapshot.build_plans != before.build_plans or snapshot.plans_problem is not before.plans_problem or not before.commit:
+            self._owed |= snapshot.projects.keys()
+            self._plans = self._common_plans(snapshot)
+        if snapshot.projects is not before.projects or snapshot.rejected is not before.rejected:
+            rejected = {error.where.path.split("/")[1]: error for error in snapshot.rejected if error.where}
+            self._owed |= self._rejected.keys() | rejected.keys()
+            self._rejected = rejected
+            self._owed |= {name for name in self._known if name not in snapshot.projects or name in rejected}
+            for name, files in snapshot.projects.items():
+                known = self._known.get(name)
+                if (known is None or known.files is not files) and name not in rejected:
+                    self._owed.add(name)
+                    self._known[name] = self._read(name, files)
+            for name in self._known.keys() - (snapshot.projects.keys() - rejected.keys()):
+                del self._known[name]
+                self._verdicts.forget(name)
+            wrong = wrong_dependencies({name: item.parsed for name, item in self._known.items()}, rejected)
+            self._owed |= {name for name, _ in _texts(wrong) ^ _texts(self._wrong)}
+            self._wrong = wrong
+            self._moving = frozenset(name for name, item in self._known.items() if item.moves)
+            self._beside = frozenset(name for name, item in self._known.items() if item.beside)
+            valid = ((item.selection, item.parsed) for item in self._known.values() if isinstance(item.parsed, Parsed))
+            self._data.use({chosen: parsed.mock_data for chosen, parsed in valid})
+        self._owed |= self._beside
+        # Last: a comparison that failed is made again.
+        self._snapshot = snapshot
+
+    def _may_move(self, name: str, document: Mapping[str, Any] | None) -> bool:
+        """Whether what a project follows from may have changed without a commit."""
+        known = self._known.get(name)
+        if known is None or not isinstance(known.parsed, Parsed):
+            return False
+        asked_again = known.parsed.schedule or known.parsed.follows or not isinstance(self._found.get(name), Declared)
+        return bool(asked_again) or known.record is not document
+
+    def _ask_for_trees(self, snapshot: Snapshot) -> None:
+        """The trees of ML repos that are folders of this repo; one question to Git for all that are not known."""
+        asked: dict[tuple[str, str], str] = {}
+        items: list[tuple[_Known, tuple[str, str]]] = []
+        for name in self._owed:
+            known = self._known.get(name)
+            if known is None or not isinstance(known.parsed, Parsed) or (path := known.parsed.inside) is None:
+                continue
+            if not isinstance(known.tree, str) or name in self._beside:
+                found = _object_of(path, snapshot)
+                asked[found] = path
+                items.append((known, found))
+        trees = self._repos.trees_inside(asked) if asked else {}
+        for known, found in items:
+            known.tree = trees[found]
+
+    # --- working out
+
+    def _read(self, name: str, files: ProjectFiles) -> _Known:
+        sla, mock_data, problems = parse_project(files)
+        if sla is None or problems:
+            self._verdicts.forget(name)
+            return _Known(files, problems)
+        self._verdicts.ask(name, files.path, sla)
+        refused = self._check_url(name, sla) or secret_refused(self._secret_policy, self._secrets, sla, files.path)
+        parsed = reduced(sla, files, mock_data)
+        inside = parsed.inside
+        moves, beside = bool(parsed.schedule) or inside is None, inside is not None and not _is_own(name, inside)
+        return _Known(files, parsed, refused, moves=moves, beside=beside, selection=shared(selection(parsed)))
+
+    def _work_out(self, snapshot: Snapshot, name: str, record: Mapping[str, Any] | None) -> Found | None:
+        if name in self._rejected:
+            return self._problem(name, (self._rejected[name].to_dict(),))
+        known = self._known.get(name)
+        if known is None:
+            return None
+        parsed = known.parsed
+        if not isinstance(parsed, Parsed):
+            return self._problem(name, parsed)
         try:
-            self._check_url(name, sla)
-            if refused := secret_refused(self._secret_policy, self._secrets, sla, snapshot.projects[name].path):
-                raise refused
-            revision = self._revision(snapshot, sla, record.get("ml_repo"), inside)
-            versions = self._data(parsed, data)
-            plans = self._build_plans(snapshot, snapshot.projects[name])
+            if error := self._wrong.get(name) or self._verdicts.error(name) or known.refused:
+                raise error
+            known.record = record
+            record = record or {}
+            revision = self._revision(snapshot, known, parsed, record.get("ml_repo"))
+            versions = self._data.versions(parsed)
+            plans = self._build_plans(snapshot, known.files)
         except SpecErrors as errors:
-            return self._problem(name, tuple(error.to_dict() for error in errors.errors), sla.customer_id)
+            return self._problem(name, tuple(error.to_dict() for error in errors.errors), parsed.customer)
         except FlopsError as error:
             if error.transient:
-                return Unresolved(name, sla.customer_id, error)
-            return self._problem(name, (error.to_dict(),), sla.customer_id)
-        files = snapshot.projects[name]
-        tick = self._tick(sla, record)
-        key = (files.tree, snapshot.build_plans, revision.url, revision.tree, revision.subdir, versions, tick)
-        kept = self._kept.get(name)
-        if kept is None or kept.key != key:
-            kept = _Kept(key, self._declare(snapshot, files, parsed, plans, revision, versions, tick))
-            self._kept[name] = kept
+                return Unresolved(name, parsed.customer, error)
+            return self._problem(name, (error.to_dict(),), parsed.customer)
+        tick = self._tick(parsed, record)
+        key = (snapshot.build_plans, revision.url, revision.tree, revision.subdir, versions, tick)
+        if known.declared is None or known.key != key:
+            known.key, known.declared = key, self._declare(snapshot, known.files, parsed, plans, revision, versions, tick)
         # Content that is as it was keeps the commit that it was first seen at.
-        return kept.declared
-
-    def _parse(self, files: ProjectFiles) -> Parsed | Problems:
-        found = self._parsed.get(files.tree)
-        if found is None:
-            found = self._parsed[files.tree] = parse_project(files)
-        return found
+        return known.declared
 
     def _declare(
         self,
@@ -173,176 +234,130 @@ class DesiredState:
         parsed: Parsed,
         plans: Mapping[str, BuildPlan],
         revision: MLRepoRevision,
-        versions: tuple[tuple[str, str], ...],
+        versions: Versions,
         tick: str,
     ) -> Declared:
-        sla = parsed.sla
-        training = dict(flatten(training_spec(sla)))
-        training |= {
-            "customer": sla.customer_id,
+        training = dict(parsed.training) | {
+            "customer": parsed.customer,
             "ml_repo.tree": revision.tree,
             "runtime": TRAINING_VERSION,
         }
         training |= {f"data.{tag}": digest for tag, digest in versions}
         if tick:
             training[schedule.INPUT] = tick
-        image = self._image(sla, plans)
-        serving = dict(flatten(deployment_spec(sla))) | {"runtime": mlruntime_digest()}
-        used = set(sla.deployment.secrets().values()) if sla.deployment else set()
-        serving |= {f"secret.{item}": self._secrets[item].version for item in used if self._secrets[item].version}
-        if (sla.runtime or self._placement) == "docker":
+        image = self._image(parsed, plans)
+        serving = dict(parsed.deployment) | {"runtime": mlruntime_digest()}
+        serving |= {f"secret.{item}": self._secrets[item].version for item in parsed.secrets if self._secrets[item].version}
+        if (parsed.runtime or self._placement) == "docker":
             # A container is what its image is; a process is not touched by it.
             serving |= {"placement": "docker", "image": digest_of(image)}
-        gate = sla.evaluation_gate
         desired = DesiredProject(
             name=files.name,
-            customer=sla.customer_id,
-            training=_shared(training),
-            gate=_shared(dict(flatten(gate.model_dump(mode="json")))) if gate else {},
-            image=_shared(image),
-            serving=_shared(serving),
-            steps=frozenset(str(step) for step in sla.post_training_steps),
-            depends_on=tuple(sla.depends_on),
-            suspended=sla.suspend,
+            customer=parsed.customer,
+            training=Inputs(training),
+            gate=parsed.gate,
+            image=shared(Inputs(image)),
+            serving=shared(Inputs(serving)),
+            steps=parsed.steps,
+            depends_on=parsed.depends_on,
+            suspended=parsed.suspended,
         )
         ml_repo = {
             "url": revision.url,
             "commit": revision.commit,
             "tree": revision.tree,
             "subdir": revision.subdir,
-            "content": content_key(sla),
+            "content": parsed.content,
         }
         return Declared(
             desired=desired,
-            sla=sla,
             sla_text=parsed.sla_text,
             mock_data=parsed.mock_data,
             commit=snapshot.commit,
-            ml_repo=ml_repo,
+            ml_repo=Inputs(ml_repo),
             build_plans=plans,
             committed=snapshot.time,
-            checkout=self._checkout(revision),
+            checkout=partial(self._repos.checkout, revision),
+            finishes=parsed.finishes,
+            deletes=parsed.deletes,
         )
 
-    def _build_plans(self, snapshot: Snapshot, files: ProjectFiles) -> dict[str, BuildPlan]:
-        """How the project's images are made, by kind. Raises SourceError, SpecErrors."""
+    def _common_plans(self, snapshot: Snapshot) -> Mapping[str, BuildPlan] | FlopsError | SpecErrors:
+        """How the images of projects without build plans of their own are made; or why they cannot be."""
         if snapshot.plans_problem is not None:
-            raise snapshot.plans_problem
-        return project_plans(snapshot.plans, files.files, self._images, path=files.path)
+            return snapshot.plans_problem
+        try:
+            return project_plans(snapshot.plans, {}, self._images, path="")
+        except SpecErrors as errors:
+            return errors
+
+    def _build_plans(self, snapshot: Snapshot, files: ProjectFiles) -> Mapping[str, BuildPlan]:
+        """How the project's images are made, by kind. Raises SourceError, SpecErrors."""
+        if snapshot.plans_problem is None and any(path.startswith(f"{BUILD_PLANS}/") for path in files.files):
+            return project_plans(snapshot.plans, files.files, self._images, path=files.path)
+        if isinstance(self._plans, FlopsError | SpecErrors):
+            raise self._plans
+        return self._plans
 
     @staticmethod
-    def _image(sla: ProjectSLA, plans: Mapping[str, BuildPlan]) -> dict[str, str]:
+    def _image(parsed: Parsed, plans: Mapping[str, BuildPlan]) -> dict[str, str]:
         """What decides about the image beside the model, whose lock is the model's own."""
         inputs = plans_key({INFERENCE: plans[INFERENCE]})
-        return inputs | {"platforms": ",".join(sorted(sla.supported_platforms)), "runtime": mlruntime_digest()}
+        return inputs | {"platforms": parsed.platforms, "runtime": mlruntime_digest()}
 
-    def _check_url(self, name: str, sla: ProjectSLA) -> None:
-        if sla.ml_repo_url.startswith("file:") and not self._allow_file_urls:
-            raise SpecError(
-                "FL1036",
-                "ml_repo_url names a Git repo of the reconciler's machine, which is not allowed here.",
-                cure="Use a URL or a path inside this repo; the operator may set `allow_file_urls` in flops.yaml.",
-                where=Where(f"projects/{name}"),
-            )
+    def _check_url(self, name: str, sla: ProjectSLA) -> SpecError | None:
+        if not sla.ml_repo_url.startswith("file:") or self._allow_file_urls:
+            return None
+        return SpecError(
+            "FL1036",
+            "ml_repo_url names a Git repo of the reconciler's machine, which is not allowed here.",
+            cure="Use a URL or a path inside this repo; the operator may set `allow_file_urls` in flops.yaml.",
+            where=Where(f"projects/{name}"),
+        )
 
-    def _tick(self, sla: ProjectSLA, record: Mapping[str, Any]) -> str:
-        expression = sla.triggers.schedule if sla.triggers else None
-        if not expression:
+    def _tick(self, parsed: Parsed, record: Mapping[str, Any]) -> str:
+        if not parsed.schedule:
             return ""
         inputs = record.get("inputs")
         recorded = inputs.get(schedule.INPUT, "") if isinstance(inputs, dict) else ""
-        return self._schedules.tick(expression, self._clock(), str(recorded))
+        return self._schedules.tick(parsed.schedule, self._clock(), str(recorded))
 
-    def _revision(
-        self, snapshot: Snapshot, sla: ProjectSLA, record: object, inside: Mapping[str, str | SourceError]
-    ) -> MLRepoRevision:
-        url = sla.ml_repo_url
-        if _is_inside(sla):
-            tree = inside[_path_inside(sla)]
-            if isinstance(tree, SourceError):
-                raise tree
-            return MLRepoRevision(url if url != "." else "./", snapshot.commit, tree, sla.ml_repo_subdir)
-        follows = sla.triggers is not None and sla.triggers.on_ml_repo_push
-        if not follows and isinstance(record, dict) and record.get("content") == content_key(sla):
-            known = [record.get(key) for key in ("url", "commit", "tree", "subdir")]
-            if all(isinstance(value, str) for value in known):
-                return MLRepoRevision(*map(str, known))
-        return self._resolve(url, sla.ml_repo_ref, sla.ml_repo_subdir, follows)
-
-    def _trees_inside(self, snapshot: Snapshot, parsed: Mapping[str, Parsed | Problems]) -> dict[str, str | SourceError]:
-        """The trees of ML repos that are folders of this repo, by path; one question to Git for those that are new."""
-        if self._inside[0] == snapshot.commit:
-            return self._inside[1]
-        slas = (item.sla for item in parsed.values() if isinstance(item, Parsed))
-        objects = {path: _object_of(path, snapshot) for path in {_path_inside(sla) for sla in slas if _is_inside(sla)}}
-        new = {found: path for path, found in objects.items() if found not in self._trees}
-        self._trees |= self._repos.trees_inside(new)
-        self._trees = {found: self._trees[found] for found in objects.values()}
-        self._inside = (snapshot.commit, {path: self._trees[found] for path, found in objects.items()})
-        return self._inside[1]
-
-    def _data(
-        self, parsed: Parsed, seen: dict[tuple[object, ...], tuple[tuple[str, str], ...] | FlopsError]
-    ) -> tuple[tuple[str, str], ...]:
-        """(tag, digest) of the data; each selection is described once a look, as user data are looked at on disk."""
-        if parsed.sla.training_configuration.federation is not None:
-            return ()  # the data are those of its nodes
-        mock = parsed.mock_data
-        tags = tuple(parsed.sla.training_configuration.data_tags)
-        key = (mock and (mock.dataset_name, mock.data_tag), tags)
-        if key not in seen:
-            try:
-                seen[key] = tuple((item.tag, item.digest) for item in self._catalog.describe(mock, tags))
-            except FlopsError as error:
-                seen[key] = error
-        found = seen[key]
-        if isinstance(found, FlopsError):
-            raise found
-        return found
-
-    def _checkout(self, revision: MLRepoRevision) -> Callable[[], Path]:
-        return lambda: self._repos.checkout(revision)
+    def _revision(self, snapshot: Snapshot, known: _Known, parsed: Parsed, record: object) -> MLRepoRevision:
+        url = parsed.url
+        if isinstance(known.tree, SourceError):
+            raise known.tree
+        if known.tree is not None:
+            return MLRepoRevision(url if url != "." else "./", snapshot.commit, known.tree, parsed.subdir)
+        if not parsed.follows and isinstance(record, dict) and record.get("content") == parsed.content:
+            found = [record.get(key) for key in ("url", "commit", "tree", "subdir")]
+            if all(isinstance(value, str) for value in found):
+                return MLRepoRevision(*map(str, found))
+        return self._resolve(url, parsed.ref, parsed.subdir, parsed.follows)
 
     def _problem(self, name: str, problems: Problems, customer: str = "") -> DesiredProject:
         made = DesiredProject(name, customer, training={}, problems=problems)
-        before = self._invalid.get(name)
-        if before == made:
-            return before
-        self._invalid[name] = made
-        return made
-
-    def _forget(self, snapshot: Snapshot, names: Set[str]) -> None:
-        """Drop what no project of this snapshot needs, when it has become more than what they need."""
-        if len(self._parsed) > 2 * len(snapshot.projects) + 100:
-            trees = {files.tree for files in snapshot.projects.values()}
-            self._parsed = {tree: item for tree, item in self._parsed.items() if tree in trees}
-        for kept in (self._kept, self._invalid):
-            for name in kept.keys() - names:
-                kept.pop(name, None)
+        before = self._found.get(name)
+        return before if isinstance(before, DesiredProject) and before == made else made
 
 
-def content_key(sla: ProjectSLA) -> str:
-    """What a resolved ML repo revision belongs to: the SLA's content, not the commit that it came with."""
-    return digest_of([sla.ml_repo_url, sla.ml_repo_ref, sla.ml_repo_subdir, training_spec(sla)])
+def customer_of(found: Found) -> str:
+    """The project's owner; empty when nothing says it."""
+    return found.desired.customer if isinstance(found, Declared) else found.customer
 
 
-def _is_inside(sla: ProjectSLA) -> bool:
-    return sla.ml_repo_url == "." or sla.ml_repo_url.startswith("./")
-
-
-def _path_inside(sla: ProjectSLA) -> str:
-    return "/".join(part for part in (sla.ml_repo_url[2:].strip("/"), sla.ml_repo_subdir) if part)
+def _is_own(name: str, path: str) -> bool:
+    """Whether a path is in the project's own folder."""
+    return f"{path}/".startswith(f"{PROJECTS}/{name}/")
 
 
 def _object_of(path: str, snapshot: Snapshot) -> tuple[str, str]:
     """A path as Git finds it: below a project's tree, which only its own changes change, else below the commit."""
     top, _, rest = path.partition("/")
     name, _, below = rest.partition("/")
-    if top == "projects" and name in snapshot.projects:
+    if top == PROJECTS and name in snapshot.projects:
         return snapshot.projects[name].tree, below
     return snapshot.commit, path
 
 
-def _shared(inputs: Mapping[str, str]) -> dict[str, str]:
-    """The same with each name and value held once: projects differ in few of them."""
-    return {intern(name): intern(value) for name, value in inputs.items()}
+def _texts(errors: Mapping[str, FlopsError]) -> set[tuple[str, str]]:
+    return {(name, str(error)) for name, error in errors.items()}

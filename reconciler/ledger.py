@@ -15,7 +15,7 @@ from reconciler.execution import Ending, Execution
 from reconciler.looking import ProjectView
 from reconciler.plan import Change, ProjectPlan
 from reconciler.redaction import mask_data
-from reconciler.statusdoc import Document, condition, same
+from reconciler.statusdoc import Document, Kept, condition, same
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,10 @@ class Finished:
 class Ledger:
     """The documents by project; `dirty` when they differ from what was offered for publishing last."""
 
-    documents: dict[str, Document] = field(default_factory=dict)
+    documents: dict[str, Kept] = field(default_factory=dict)
     dirty: bool = False
 
-    def take_dirty(self) -> dict[str, Document] | None:
+    def take_dirty(self) -> dict[str, Kept] | None:
         """The documents, once after each change."""
         if not self.dirty:
             return None
@@ -59,7 +59,8 @@ class Ledger:
         if desired is not None and name in self.documents:
             before = self.documents[name]
             made = project_status.facts(before, desired.serving_digest, desired.training, done.execution)
-            self.documents[name] = mask_data(made)
+            if made is not before:
+                self.documents[name] = Kept(mask_data(made))
 
     def finished(self, view: ProjectView, key: str, done: Finished) -> None:
         """The document after finished work; `view` is of a look after it, `key` that of what is declared now."""
@@ -83,7 +84,8 @@ class Ledger:
     def waits(self, view: ProjectView, others: str) -> None:
         """The project's turn comes after others."""
         document = project_status.waiting(view, others)
-        found = condition(self.documents.get(view.name, {}), "Reconciling") or {}
+        before: Document = self.documents.get(view.name, {})
+        found = condition(before, "Reconciling") or {}
         if found.get("reason") != Reason.DEPENDENCY_NOT_READY or found != condition(document, "Reconciling"):
             self._set(view.name, document)
 
@@ -91,12 +93,12 @@ class Ledger:
         """The project is not declared any more."""
         self.dirty = self.documents.pop(name, None) is not None or self.dirty
 
-    def load(self, documents: Mapping[str, Document]) -> None:
+    def load(self, documents: Mapping[str, Kept]) -> None:
         """Start from what was published."""
         self.documents = dict(documents)
 
     def _set(self, name: str, document: Document) -> None:
-        before, document = self.documents.get(name), mask_data(document)
-        if before is None or not same(before, document):
-            self.documents[name] = document
+        before, made = self.documents.get(name), Kept(mask_data(document))
+        if before is None or not same(before, made):
+            self.documents[name] = made
             self.dirty = True

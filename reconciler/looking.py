@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from reconciler.asking import Asking
-from reconciler.desired import DesiredState, Found, Resolve, Unresolved
+from reconciler.desired import DesiredState, Found, Resolve, Unresolved, customer_of
 from reconciler.engine import Engine
 from reconciler.errors import ControllerError, FlopsError, SourceError
-from reconciler.images.store import image_name
+from reconciler.noticing import Index, Seen, image_of
 from reconciler.observe import (
     Versions,
     is_doomed,
@@ -24,7 +24,7 @@ from reconciler.observe import (
     observe_undeclared,
     observe_without_registry,
 )
-from reconciler.plan import BUILD_STEP, Change, DesiredProject, ObservedProject, Plan, ProjectPlan, plan, plan_project
+from reconciler.plan import Change, DesiredProject, ObservedProject, Plan, ProjectPlan, plan, plan_project
 from reconciler.registries import NOTHING as NOBODY
 from reconciler.registries import Answer, Registries, not_answered
 from reconciler.runtimes.model import Service
@@ -49,26 +49,34 @@ class ProjectView:
     """One project at one look; the same object as long as nothing of it changed but the commit that `declared` was read at.
 
     `desired` is None when it is not declared any more and only its service is left; `declared` is None when the SLA is not valid.
-    `unreachable` says why the project could not be looked at; `said` is what its customer's tracking server said.
+    `unreachable` says why the project could not be looked at.
     """
 
     name: str
     desired: DesiredProject | None
     declared: Declared | None
-    observed: ObservedProject
     plan: ProjectPlan
     document: Document
     service: Service | None = None
     versions: Versions = ()
     imaged: bool = False
     unreachable: FlopsError | None = None
-    said: Answer = NOBODY
     run: RunInfo | None = None
     """The recorded run of its digest, where it had to be looked for."""
     adopted: RunInfo | None = None
     """The run of this content under another name, when there is none under this one."""
     verified: bool | None = None
     """Whether the head of the branch is signed as policy asks; None when it asks for nothing."""
+
+    @property
+    def observed(self) -> ObservedProject:
+        """What there is, as the plan took it; put together when somebody asks, as it is larger than what it is made of."""
+        if self.unreachable is not None:
+            return observe_without_registry(self.name, self.document, self.service, str(self.unreachable))
+        if self.desired is None:
+            return observe_undeclared(self.name, self.document, self.service)
+        run = self.run or _ungated(self.adopted)
+        return observe_project(self.desired, self.document, self.versions, self.service, run, imaged=self.imaged)
 
     @property
     def customer(self) -> str:
@@ -125,7 +133,10 @@ class Looker:
         )
         self._views: dict[str, ProjectView] = {}
         self._images: frozenset[str] = frozenset()
-        self._declared: frozenset[str] = frozenset()
+        self._index = Index({})
+        self._seen = Seen(self._index)
+        self._unreachable: set[str] = set()
+        """The projects that could not be looked at: they are tried again whatever changed."""
         policy = engine.config.policy
         self._signatures = Signatures(
             engine.repo.path,
@@ -198,45 +209,45 @@ class Looker:
             # A branch that is gone is no commit that removes every project: what was declared last is still wanted.
             complain(error)
         found = self._desired.of(engine.repo.read_snapshot(self.commit), documents)
-        self._declared = frozenset(_name(item) for item in found)
-        doomed = {
-            name: str(documents[name]["customer"]) for name in documents.keys() - self._declared if is_doomed(documents[name])
-        }
-        unreachable = self._ask(found, doomed)
+        if found is not self._index.found:
+            self._index = Index(found)
+        index = self._index
+        doomed = {name: str(documents[name]["customer"]) for name in documents.keys() - index.names if is_doomed(documents[name])}
+        said = self._ask(doomed)
         services = observe_services(engine.runtime, engine.config.instance)
-        before, views = self._views, {}
-        for item in found:
-            name = _name(item)
-            views[name] = self._safely(name, item, documents.get(name, NOTHING), services.get(name), unreachable)
-        for name in sorted((services.keys() | doomed.keys()) - views.keys()):
-            unasked = unreachable.get(doomed.get(name, ""))
-            views[name] = self._undeclared(name, documents.get(name, NOTHING), services.get(name), unasked)
-        for name, made in views.items():
-            if made.verified is not self._verified:
-                views[name] = replace(made, verified=self._verified)
-        changed = {name for name, item in views.items() if item is not before.get(name)} | (before.keys() - views.keys())
-        self._views = views
-        waiting = sum(1 for item in found if isinstance(item, Unresolved))
-        return View(self.commit, views, frozenset(changed), unreachable, waiting, len(found), self._registries.late)
+        seen = Seen(index, dict(documents), services, said, self._images, self._verified)
+        unreachable = {customer: answer.error for customer, answer in said.items() if answer.error}
+        before, views = self._views, dict(self._views)
+        undeclared = (services.keys() | doomed.keys()) - index.names
+        owed = seen.differing(self._seen) | self._unreachable | undeclared | (before.keys() - index.names)
+        for name in sorted(owed):
+            document, service = documents.get(name, NOTHING), services.get(name)
+            if (item := found.get(name)) is not None:
+                made = self._safely(name, item, document, service, unreachable)
+            elif name in undeclared:
+                made = self._undeclared(name, document, service, unreachable.get(doomed.get(name, "")))
+            else:
+                views.pop(name, None)
+                continue
+            views[name] = made if made.verified is self._verified else replace(made, verified=self._verified)
+        changed = frozenset(name for name in owed if views.get(name) is not before.get(name))
+        self._views, self._seen = (views if changed else before), seen
+        self._unreachable = {name for name in owed if name in views and views[name].unreachable is not None}
+        late = self._registries.late
+        return View(self.commit, self._views, changed, unreachable, index.waiting, len(found), late)
 
-    def _ask(self, found: Sequence[Found], doomed: Mapping[str, str]) -> dict[str, FlopsError]:
-        """Ask the tracking servers and the registry of images, side by side; the customers of whom nothing is known, and why."""
+    def _ask(self, doomed: Mapping[str, str]) -> dict[str, Answer]:
+        """Ask the tracking servers and the registry of images, side by side; what each customer's server said last."""
         there = self._engine.images.names()
-        images = [name for item in found if (name := _image_of(item)) in there]
+        images = [name for name in self._index.images if name in there]
         if self._engine.images.due(images):
             self._image_registry.ask("images", lambda: self._engine.images.recheck(images))
-        wanted: dict[str, list[DesiredProject]] = {}
-        for item in found:
-            projects = wanted.setdefault(_customer(item), [])
-            if isinstance(item, Declared):
-                projects.append(item.desired)
-        wanted |= {customer: [] for customer in doomed.values() if customer not in wanted}
-        wanted.pop("", None)
-        self._registries.ask(wanted, self._declared)
+        wanted = {customer: list[DesiredProject]() for customer in doomed.values() if customer} | self._index.wanted
+        self._registries.ask(wanted, self._index.names)
         self._image_registry.answers()
         # Of images that the registry does not tell of in time the last word counts.
         self._images = there - self._engine.images.deleted(images)
-        return {customer: error for customer in wanted if (error := self._registries.answer(customer).error)}
+        return {customer: self._registries.answer(customer) for customer in wanted}
 
     def _safely(
         self, name: str, item: Found, document: Document, service: Service | None, unreachable: dict[str, FlopsError]
@@ -253,7 +264,7 @@ class Looker:
         self, name: str, item: Found, document: Document, service: Service | None, unreachable: dict[str, FlopsError]
     ) -> ProjectView:
         before = self._views.get(name)
-        customer = _customer(item)
+        customer = customer_of(item)
         if isinstance(item, Unresolved):
             return self._unknown(name, None, None, document, service, item.error)
         declared = item if isinstance(item, Declared) else None
@@ -262,7 +273,7 @@ class Looker:
             return self._unknown(name, desired, declared, document, service, error)
         said = self._registries.answer(customer) if customer else NOBODY
         versions = said.versions.get(name, ())
-        imaged = _image_of(item) in self._images
+        imaged = image_of(item) in self._images
         key = (name, desired.run_digest)
         run, adopted = said.runs.get(key), said.adopted.get(key)
         if (
@@ -273,20 +284,20 @@ class Looker:
             and before.unreachable is None
             and before.service == service
             and before.imaged == imaged
-            and (before.said is said or (before.run == run and before.adopted == adopted and said.knows(desired)))
+            and before.run == run
+            and before.adopted == adopted
+            and (not customer or said.knows(desired))
         ):
-            before.declared, before.said = declared, said
+            before.declared = declared
             return before
         if customer and not said.knows(desired):
             return self._unknown(name, desired, declared, document, service, not_answered(customer))
-        observed = observe_project(desired, document, versions, service, run or _ungated(adopted), imaged=imaged)
-        if before is not None and before.desired is desired and before.document is document and before.observed == observed:
-            planned = before.plan
-        else:
-            planned = plan_project(desired, observed)
-        return ProjectView(
-            name, desired, declared, observed, planned, document, service, versions, imaged, None, said, run, adopted
+        planned = plan_project(
+            desired, observe_project(desired, document, versions, service, run or _ungated(adopted), imaged=imaged)
         )
+        if before is not None and before.plan == planned:
+            planned = before.plan
+        return ProjectView(name, desired, declared, planned, document, service, versions, imaged, None, run, adopted)
 
     def _unknown(
         self,
@@ -309,7 +320,7 @@ class Looker:
             return before
         observed = observe_without_registry(name, document, service, str(error))
         planned = plan_project(desired, observed) if desired is not None else ProjectPlan(name, Change.UNKNOWN, str(error))
-        return ProjectView(name, desired, declared, observed, planned, document, service, unreachable=error)
+        return ProjectView(name, desired, declared, planned, document, service, unreachable=error)
 
     def _undeclared(self, name: str, document: Document, service: Service | None, error: FlopsError | None) -> ProjectView:
         before = self._views.get(name)
@@ -327,24 +338,9 @@ class Looker:
             return before
         observed = observe_undeclared(name, document, service)
         planned = plan([], [observed]).projects[0]
-        return ProjectView(name, None, None, observed, planned, document, service, versions)
+        return ProjectView(name, None, None, planned, document, service, versions)
 
 
 def _ungated(run: RunInfo | None) -> RunInfo | None:
     """Another project's run without the gates that it did not meet there."""
     return replace(run, rejected_gates=()) if run else None
-
-
-def _image_of(item: Found) -> str:
-    """The name of the image that is declared; empty when none is."""
-    if not isinstance(item, Declared) or BUILD_STEP not in item.desired.steps:
-        return ""
-    return image_name(item.desired.customer, item.desired.name, item.desired.image_digest)
-
-
-def _name(item: Found) -> str:
-    return item.desired.name if isinstance(item, Declared) else item.name
-
-
-def _customer(item: Found) -> str:
-    return item.desired.customer if isinstance(item, Declared) else item.customer

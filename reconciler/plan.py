@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
 
 from reconciler.digests import digest_of, short
 
@@ -58,9 +57,9 @@ class Change(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DesiredProject:
-    """One declared project, reduced to what decides about its plan. Without slots, so that its digests are worked out once.
+    """One declared project, reduced to what decides about its plan. Its digests are worked out once, when they are asked for.
 
     `training`, `gate`, `image` and `serving` are named inputs (name → canonical text) of the four digests.
     """
@@ -75,26 +74,35 @@ class DesiredProject:
     depends_on: tuple[str, ...] = ()
     suspended: bool = False
     problems: tuple[Mapping[str, str | int | bool], ...] = ()
+    _run: str = field(default="", init=False, repr=False, compare=False)
+    _gate: str = field(default="", init=False, repr=False, compare=False)
+    _image: str = field(default="", init=False, repr=False, compare=False)
+    _serving: str = field(default="", init=False, repr=False, compare=False)
 
-    @cached_property
+    @property
     def run_digest(self) -> str:
         """Identity of the training run and of the model that comes of it."""
-        return digest_of(dict(self.training))
+        return self._run or self._known("_run", dict(self.training))
 
-    @cached_property
+    @property
     def gate_digest(self) -> str:
         """Identity of the gate's verdict on that model."""
-        return digest_of({"run": self.run_digest, "gate": dict(self.gate)})
+        return self._gate or self._known("_gate", {"run": self.run_digest, "gate": dict(self.gate)})
 
-    @cached_property
+    @property
     def image_digest(self) -> str:
         """Identity of the image that is built for that model."""
-        return digest_of({"run": self.run_digest, "image": dict(self.image)})
+        return self._image or self._known("_image", {"run": self.run_digest, "image": dict(self.image)})
 
-    @cached_property
+    @property
     def serving_digest(self) -> str:
         """Identity of the service that answers with that model."""
-        return digest_of({"run": self.run_digest, "serving": dict(self.serving)})
+        return self._serving or self._known("_serving", {"run": self.run_digest, "serving": dict(self.serving)})
+
+    def _known(self, name: str, inputs: Mapping[str, object]) -> str:
+        digest = digest_of(inputs)
+        object.__setattr__(self, name, digest)
+        return digest
 
 
 @dataclass(frozen=True, slots=True)

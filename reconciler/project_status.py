@@ -14,10 +14,10 @@ from reconciler.conditions import Condition, Reason
 from reconciler.execution import Ending, Execution
 from reconciler.looking import ProjectView
 from reconciler.plan import DEPLOY_STEP, Change, ProjectPlan
-from reconciler.statusdoc import Document, condition
+from reconciler.statusdoc import Document, Draft, condition
 
 
-def progressing(view: ProjectView) -> Document:
+def progressing(view: ProjectView) -> Draft:
     """The document while a plan is being carried out."""
     plan = view.plan
     document = _base(view)
@@ -30,7 +30,7 @@ def progressing(view: ProjectView) -> Document:
     return document
 
 
-def fought_over(view: ProjectView) -> Document:
+def fought_over(view: ProjectView) -> Draft:
     """The document of a project whose repairs are undone again and again: they are spaced out until that ends."""
     document = _base(view)
     message = f"mended again and again, and something undoes it: {view.plan.reason}"
@@ -40,7 +40,7 @@ def fought_over(view: ProjectView) -> Document:
     return document
 
 
-def waiting(view: ProjectView, others: str) -> Document:
+def waiting(view: ProjectView, others: str) -> Draft:
     """The document of a project whose turn comes after others."""
     document = _base(view)
     message = f"waits for {others}"
@@ -53,7 +53,7 @@ def waiting(view: ProjectView, others: str) -> Document:
     return document
 
 
-def settled(view: ProjectView) -> Document:
+def settled(view: ProjectView) -> Draft:
     """The document of a project for which nothing is being done."""
     plan = view.plan
     document = _base(view)
@@ -90,7 +90,7 @@ def settled(view: ProjectView) -> Document:
     return {key: value for key, value in document.items() if value is not None}
 
 
-def finished(after: ProjectView, commit: str, done: ProjectPlan, execution: Execution) -> Document:
+def finished(after: ProjectView, commit: str, done: ProjectPlan, execution: Execution) -> Draft:
     """The document after the plan `done` was carried out for a commit; `after` is the look that followed."""
     document = settled(after) | dict(execution.data)
     document["stages"] = [report.to_dict() for report in execution.reports]
@@ -119,11 +119,11 @@ def facts(document: Document, digest: str, inputs: Mapping[str, str], execution:
     return document
 
 
-def _base(view: ProjectView) -> Document:
+def _base(view: ProjectView) -> Draft:
     """What stays of the last document: the model in service, its stages and what was recorded."""
     previous = view.document
     kept = ("inputs", "model", "stages", "training", "verification", "lock", "dataset", "gate", "commit", "change")
-    document: Document = {key: previous[key] for key in kept if key in previous}
+    document: Draft = {key: previous[key] for key in kept if key in previous}
     project = view.desired
     document |= {"name": view.name, "customer": project.customer if project else previous.get("customer", "")}
     if project and not project.problems:
@@ -131,7 +131,7 @@ def _base(view: ProjectView) -> Document:
         document["serving_digest"] = project.serving_digest
     if view.declared is None and "deletion_policy" in previous:
         document["deletion_policy"] = previous["deletion_policy"]
-    elif view.declared and view.declared.sla.deletion_policy == "delete":
+    elif view.declared and view.declared.deletes:
         # What is to be done when the SLA is gone has to be known then.
         document["deletion_policy"] = "delete"
     if view.declared:
@@ -141,7 +141,7 @@ def _base(view: ProjectView) -> Document:
     return document
 
 
-def _describe(document: Document, view: ProjectView) -> None:
+def _describe(document: Draft, view: ProjectView) -> None:
     """The model that a converged project has, from the registry rather than from memory."""
     if view.desired is None:
         return
@@ -160,7 +160,7 @@ def _describe(document: Document, view: ProjectView) -> None:
     document["model"] = model
 
 
-def _model_from(document: Document, execution: Execution) -> Document:
+def _model_from(document: Draft, execution: Execution) -> Draft:
     training: Mapping[str, Any] = execution.data.get("training") or {}
     if training and document.get("model"):
         document["model"] = {

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from reconciler.errors import FlopsError
 from reconciler.status import StatusBranch
-from reconciler.statusdoc import Document, Renderer, read_documents, subject
+from reconciler.statusdoc import Document, Kept, Renderer, keep_documents, subject
 
 Complain = Callable[[str], None]
 PAUSE = 1.0
@@ -23,7 +23,7 @@ class Publisher:
 
     def __init__(self, status: StatusBranch, complain: Complain, *, background: bool = True, pause: float = PAUSE) -> None:
         self._status, self._complain, self._pause = status, complain, pause
-        self._render = Renderer()
+        self._render = Renderer(status.identify)
         self._published: Mapping[str, Document] = {}
         self._offered: Mapping[str, Document] | None = None
         self._busy = False
@@ -38,10 +38,10 @@ class Publisher:
         self.failures = 0
         self.pushes = self.push_retries = 0
 
-    def load(self) -> dict[str, Document]:
+    def load(self) -> dict[str, Kept]:
         """The documents as they stand on the branch."""
         self._tip = self._status.tip()
-        found = read_documents(self._status.read())
+        found = keep_documents(self._status.files())
         self._published = found
         return dict(found)
 
@@ -98,7 +98,8 @@ class Publisher:
 
     def _publish(self, documents: Mapping[str, Document]) -> None:
         try:
-            result = self._status.publish(self._render(documents), subject(self._published, documents) or "status")
+            files = self._render(documents)
+            result = self._status.publish(files, subject(self._published, documents) or "status", files.ids)
         except FlopsError as error:
             self._note(str(error))
             return

@@ -51,6 +51,8 @@ _SHAPES: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = tuple(
         ),
     )
 )
+_HINTED = re.compile("|".join(re.escape(hint) for hints, _, _ in _SHAPES for hint in hints))
+"""Most texts have none of them, and no text costs more than that question."""
 _SECRET_NAME = re.compile(r"(?:^|_)(?:SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|API_?KEY|ACCESS_KEY|PRIVATE_KEY|AGE_KEY)(?:_|$)")
 _PLACE_NAME = re.compile(r"_(?:FILE|PATH|DIR|ID)$")
 _HEADER = re.compile(r"\S+\s*$")
@@ -105,6 +107,8 @@ class Redactor:
         if self._known is not None:
             text = self._known.sub(HIDDEN, text)
         lower = text.lower()
+        if _HINTED.search(lower) is None:
+            return text
         for hints, pattern, mask in _SHAPES:
             if any(hint in lower for hint in hints):
                 text = pattern.sub(mask, text)
@@ -112,16 +116,24 @@ class Redactor:
 
     def data(self, value: Any) -> Any:
         """The same for JSON values, keys included; what has no secret comes back as the same object."""
+        if isinstance(value, dict):
+            # One question for all of its texts: what is found in one of them is found in all of them, each on lines of its own.
+            whole = "\n".join(_texts(value))
+            if _HINTED.search(whole.lower()) is None and (self._known is None or self._known.search(whole) is None):
+                return value
+        return self._data(value)
+
+    def _data(self, value: Any) -> Any:
         if isinstance(value, str):
             return self.text(value)
-        if isinstance(value, Mapping):
-            made = {self.text(str(key)): self.data(item) for key, item in value.items()}
+        if isinstance(value, dict | Mapping):
+            made = {self.text(str(key)): self._data(item) for key, item in value.items()}
             same = len(made) == len(value) and all(
                 key == old and made[key] is item for key, (old, item) in zip(made, value.items(), strict=True)
             )
             return value if same else made
         if isinstance(value, list | tuple):
-            items = [self.data(item) for item in value]
+            items = [self._data(item) for item in value]
             return value if all(new is old for new, old in zip(items, value, strict=True)) else items
         return value
 
@@ -191,6 +203,22 @@ def guard_output() -> None:
         stream = getattr(sys, name)
         if not isinstance(stream, Masked):
             setattr(sys, name, Masked(stream, REDACTION))
+
+
+def _texts(value: Any) -> list[str]:
+    """All texts of JSON values, keys included, in no order."""
+    found: list[str] = []
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            found.append(item)
+        elif isinstance(item, dict | Mapping):
+            found.extend(map(str, item))
+            left.extend(item.values())
+        elif isinstance(item, list | tuple):
+            left.extend(item)
+    return found
 
 
 def _forms(value: str) -> Iterable[str]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 from reconciler.asking import Asking
 from reconciler.errors import ControllerError, FlopsError
@@ -19,6 +20,7 @@ from reconciler.observe import Registry, Versions, needs_run
 from reconciler.plan import DesiredProject
 from reconciler.tracking.model import ModelVersion, RunInfo
 
+Key = TypeVar("Key", bound=Hashable)
 RegistryIfAny = Callable[[str], Registry | None]
 LIMIT = 30.0
 """Seconds without an answer after which what was said last does not count any more."""
@@ -46,6 +48,18 @@ class Answer:
     def knows(self, desired: DesiredProject) -> bool:
         """Whether the runs of a project were asked for, where that is necessary."""
         return (desired.name, desired.run_digest) in self.runs or not needs_run(desired, self.versions.get(desired.name, ()))
+
+    def differing(self, before: Answer) -> frozenset[str] | None:
+        """The projects of which it says something else than an answer before; None where that may be all of them."""
+        if self.error is not None or before.error is not None:
+            return None
+        runs = {name for name, _ in differing(before.runs, self.runs) | differing(before.adopted, self.adopted)}
+        return frozenset(differing(before.versions, self.versions) | runs)
+
+
+def differing(before: Mapping[Key, object], after: Mapping[Key, object]) -> set[Key]:
+    """The keys under which another object is, or none any more."""
+    return {key for key, item in after.items() if before.get(key) is not item} | (before.keys() - after.keys())
 
 
 NOTHING = Answer()

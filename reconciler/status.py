@@ -6,18 +6,19 @@ the local branch – and goes with the next one. Pushes are never forced. Nothin
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from reconciler.errors import SourceError, StatusError
 from reconciler.source import GitRepo, command
 from reconciler.source.git import REMOTE
-from reconciler.source.snapshot import list_tree, read_blobs
+from reconciler.source.snapshot import TreeEntry, list_tree, read_blobs
 
 MAX_TRIES = 5
 MAX_SUBJECT = 200
@@ -59,18 +60,35 @@ class StatusBranch:
         self._ref = f"refs/heads/status/{instance}"
         self._remote_ref = f"refs/remotes/{REMOTE}/status/{instance}"
         self._clock, self._sleep, self._uniform = clock, sleep, uniform
-        self._cache: tuple[str, dict[str, bytes]] = ("", {})
+        self._listed: tuple[str, Mapping[str, str]] = ("", {})
+        self._hash = ""
 
     def read(self) -> dict[str, bytes]:
         """The files as they were last written: here if we wrote last, else as they were fetched."""
-        return self._read(self._tip(*self._refs()))
+        return dict(self.files())
+
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """The same one by one: all of them together may be a lot."""
+        paths: dict[str, list[str]] = {}
+        entries = self._entries(self._tip(*self._refs()))
+        for entry in entries:
+            paths.setdefault(entry.blob, []).append(entry.path)
+        for blob, content in read_blobs(self._repo.path, entries):
+            for path in paths[blob]:
+                yield path, content
+
+    def identify(self, content: bytes) -> str:
+        """The name under which this repo keeps a file of this content."""
+        self._hash = self._hash or command.text(self._repo.path, "rev-parse", "--show-object-format")
+        return hashlib.new(self._hash, b"blob %d\0" % len(content) + content).hexdigest()
 
     def tip(self) -> str:
         """The commit that `read` reads; empty when there is none."""
         return self._tip(*self._refs())
 
-    def publish(self, files: Mapping[str, bytes], message: str) -> PublishResult:
-        """Commit `files` if they differ, and push what is not pushed.
+    def publish(self, files: Mapping[str, bytes], message: str, ids: Mapping[str, str] | None = None) -> PublishResult:
+        """Commit `files` if they differ, and push what is not pushed. With their `ids` (see `identify`) only those that differ are
+        read.
 
         Never raises for trouble with the remote; raises a transient StatusError (FL8001) when the clone cannot be written.
         """
@@ -78,9 +96,10 @@ class StatusBranch:
             local, remote = self._refs()
             tip = self._tip(local, remote)
             commit: str | None = None
-            if self._read(tip) != dict(files):
-                commit = self._commit(self._tree(files, tip), tip, message)
-                self._cache = (commit, dict(files))
+            ids = {path: self.identify(content) for path, content in files.items()} if ids is None else ids
+            if (before := self._list(tip)) != ids:
+                commit = self._commit(self._tree(files, ids, before, tip), tip, message)
+                self._listed = (commit, ids)
             head = commit or tip
             if head and head != local:
                 self._move(head, local)
@@ -152,18 +171,17 @@ class StatusBranch:
         arguments = ("commit-tree", "--no-gpg-sign", *parents, tree)
         return command.run(self._repo.path, *arguments, stdin=f"{subject}\n".encode(), env=identity).decode().strip()
 
-    def _tree(self, files: Mapping[str, bytes], tip: str) -> str:
+    def _tree(self, files: Mapping[str, bytes], ids: Mapping[str, str], before: Mapping[str, str], tip: str) -> str:
         """Write what differs from the tip through an index of our own; a fixed number of Git processes, however many files."""
         repo = self._repo.path
-        before = self._read(tip)
-        paths = sorted(path for path, content in files.items() if before.get(path) != content)
+        paths = sorted(path for path, blob in ids.items() if before.get(path) != blob)
         with tempfile.TemporaryDirectory(prefix="flops-status-") as folder:
             places = [Path(folder) / f"{number}" for number in range(len(paths))]
             for path, place in zip(paths, places, strict=True):
                 place.write_bytes(files[path])
             feed = "".join(f"{place}\n" for place in places).encode()
             blobs = command.run(repo, "hash-object", "-w", "--no-filters", "--stdin-paths", stdin=feed).decode().split()
-            rows = "".join(f"0 {'0' * 40}\t{path}\0" for path in sorted(before.keys() - files.keys()))
+            rows = "".join(f"0 {'0' * 40}\t{path}\0" for path in sorted(before.keys() - ids.keys()))
             rows += "".join(f"100644 {blob}\t{path}\0" for path, blob in zip(paths, blobs, strict=True))
             index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
             if tip:
@@ -171,14 +189,14 @@ class StatusBranch:
             command.run(repo, "update-index", "-z", "--index-info", stdin=rows.encode(), env=index)
             return command.run(repo, "write-tree", env=index).decode().strip()
 
-    def _read(self, tip: str) -> dict[str, bytes]:
-        if not tip:
-            return {}
-        if self._cache[0] != tip:
-            entries = [entry for entry in list_tree(self._repo.path, tip) if entry.size >= 0]
-            blobs = dict(read_blobs(self._repo.path, entries))
-            self._cache = (tip, {entry.path: blobs[entry.blob] for entry in entries})
-        return dict(self._cache[1])
+    def _list(self, tip: str) -> Mapping[str, str]:
+        """The names in Git of a commit's files, by their paths."""
+        if self._listed[0] != tip:
+            self._listed = (tip, {entry.path: entry.blob for entry in self._entries(tip)})
+        return self._listed[1]
+
+    def _entries(self, tip: str) -> list[TreeEntry]:
+        return [entry for entry in list_tree(self._repo.path, tip) if entry.size >= 0] if tip else []
 
     def _refs(self) -> tuple[str, str]:
         """Our branch and the remote's as it was last fetched; empty where there is none."""

@@ -43,7 +43,7 @@ def why_superseded(item: ProjectView | None, key: str) -> str:
         return "suspend is true"
     if item.desired.problems or work_key(item) == key:
         return ""  # what is not valid supersedes nothing
-    if item.declared is not None and item.declared.sla.on_change == "finish":
+    if item.declared is not None and item.declared.finishes:
         return ""
     return "newer content was committed"
 

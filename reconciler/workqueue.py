@@ -2,12 +2,13 @@
 
 Level-triggered: it holds names, never orders. What is to be done with a name is planned anew when its turn comes, so a name that
 is put in twice is worked on once. Backoff belongs to a (project, digest): new content starts at once, whatever the old one did.
-Pure bookkeeping: time comes in as seconds of a monotonic clock, randomness is passed in, nothing sleeps.
+Pure bookkeeping: time comes in as seconds of a monotonic clock, randomness is passed in, nothing sleeps. Handing out a project
+costs what is worked on and what backs off, not what waits: with ten thousand in the queue each turn would cost all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 FIRST_DELAY, LAST_DELAY = 0.75, 900.0
@@ -36,6 +37,8 @@ class WorkQueue:
         self._ready: dict[str, str] = {}
         self._running: set[str] = set()
         self._work: dict[str, _Work] = {}
+        self._backing_off: set[str] = set()
+        """The ready ones that had a later time when they were put in."""
 
     @property
     def running(self) -> frozenset[str]:
@@ -45,7 +48,7 @@ class WorkQueue:
     @property
     def depth(self) -> int:
         """How many projects have something to be done and are not worked on."""
-        return len(self._ready.keys() - self._running)
+        return len(self._ready) - sum(name in self._ready for name in self.running)
 
     @property
     def has_room(self) -> bool:
@@ -59,22 +62,30 @@ class WorkQueue:
         found = self._work.get(name)
         if found is not None and found.digest != digest:
             del self._work[name]
+            self._backing_off.discard(name)
+        elif found is not None and found.due:
+            self._backing_off.add(name)
 
     def drop(self, name: str) -> None:
         """There is nothing to do for a project now; how often it was mended is remembered."""
-        self._ready.pop(name, None)
+        self._out(name)
         found = self._work.get(name)
         if found is not None:
             found.failures, found.due = 0, 0.0
 
     def forget(self, name: str) -> None:
         """The project is gone."""
-        self._ready.pop(name, None)
+        self._out(name)
         self._work.pop(name, None)
 
-    def due(self, now: float) -> list[str]:
-        """The projects that may start now, in the order in which they came; the caller asks `has_room`."""
-        return [name for name in self._ready if name not in self._running and self._due(name) <= now]
+    def due(self, now: float) -> Iterator[str]:
+        """The projects that may start now, in the order in which they came; the caller asks `has_room` and may `start` them."""
+        later = {name for name in self._backing_off if self._due(name) > now}
+        return (name for name in self._ready if name not in self._running and name not in later)
+
+    def has_due(self, now: float) -> bool:
+        """Whether any project may start now."""
+        return next(self.due(now), None) is not None
 
     def waiting(self) -> list[str]:
         """The projects with something to be done that are not worked on, due or not."""
@@ -82,7 +93,7 @@ class WorkQueue:
 
     def next_due(self, now: float) -> float | None:
         """Seconds until a project that backs off may start; None without one."""
-        later = [self._due(name) - now for name in self._ready if name not in self._running and self._due(name) > now]
+        later = [self._due(name) - now for name in self._backing_off if name not in self._running and self._due(name) > now]
         return min(later, default=None)
 
     def start(self, name: str) -> None:
@@ -165,4 +176,8 @@ class WorkQueue:
 
     def _leave(self, name: str) -> None:
         self._running.discard(name)
+        self._out(name)
+
+    def _out(self, name: str) -> None:
         self._ready.pop(name, None)
+        self._backing_off.discard(name)

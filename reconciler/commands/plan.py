@@ -55,7 +55,7 @@ def _between(engine: Engine, base: str, head: str) -> Plan:
 
     def desired(revision: str) -> list[DesiredProject]:
         snapshot = engine.repo.read_snapshot(engine.repo.resolve(revision))
-        found = state.of(snapshot, documents)
+        found = state.of(snapshot, documents).values()
         for item in found:
             if isinstance(item, Unresolved):
                 raise item.error

@@ -18,7 +18,7 @@ from reconciler.digests import short
 from reconciler.engine import Engine, open_engine
 from reconciler.errors import ControllerError
 from reconciler.stages.deploy import service_name
-from reconciler.statusdoc import Document, clean, condition, read_documents
+from reconciler.statusdoc import Document, Draft, clean, condition, read_documents
 from reconciler.terminal import Listing, show
 
 REFRESH = 1.0
@@ -37,10 +37,10 @@ def show_status(repo: Path, state: Path | None, console: Console, project: str, 
     return 0 if all(_good(document) for document in documents.values()) else 1
 
 
-def _watch(engine: Engine, console: Console, project: str, documents: dict[str, Document], *, as_json: bool) -> None:
+def _watch(engine: Engine, console: Console, project: str, documents: Mapping[str, Document], *, as_json: bool) -> None:
     """Show every change until interrupted: in place on a terminal, one below the other elsewhere, a document each as JSON."""
     with Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else nullcontext() as live:
-        shown: dict[str, Document] | None = documents if as_json else None
+        shown: Mapping[str, Document] | None = documents if as_json else None
         while True:
             if documents != shown:
                 shown = documents
@@ -97,7 +97,7 @@ def show_history(repo: Path, state: Path | None, console: Console, project: str,
     show(console, table)
 
 
-def _documents(engine: Engine, project: str) -> dict[str, Document]:
+def _documents(engine: Engine, project: str) -> dict[str, Draft]:
     documents = read_documents(engine.status.read())
     if project and project not in documents:
         raise ControllerError(

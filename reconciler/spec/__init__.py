@@ -1,7 +1,7 @@
 """SLAs: models, loader, schemas. Every error has a code, a place, a cause and a cure."""
 
 from reconciler.spec.build_plan import BuildPlan, default_plan, effective_plan, plan_digest, plans_key
-from reconciler.spec.loader import load_build_plan, load_mock_data, load_operator_config, load_sla
+from reconciler.spec.loader import known_sla, load_build_plan, load_mock_data, load_operator_config, load_sla
 from reconciler.spec.models import EvaluationGate, MockData, ProjectSLA
 from reconciler.spec.operator import ImagesConfig, OperatorConfig
 from reconciler.spec.plans import project_plans
@@ -17,6 +17,7 @@ __all__ = [
     "default_plan",
     "deployment_spec",
     "effective_plan",
+    "known_sla",
     "load_build_plan",
     "load_mock_data",
     "load_operator_config",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from reconciler.errors import ServingError
 from reconciler.plan import DesiredProject
+from reconciler.spec import known_sla
 
 if TYPE_CHECKING:
     from reconciler.actors import Actors
@@ -49,7 +50,6 @@ class Declared:
     """One declared project with everything that its stages need from Git, already resolved."""
 
     desired: DesiredProject
-    sla: ProjectSLA
     sla_text: bytes
     mock_data: MockData | None
     commit: str
@@ -61,6 +61,15 @@ class Declared:
     """When `commit` was made, in seconds since 1970."""
     checkout: Callable[[], Path]
     """Puts the ML repo's files on disk (content-addressed) and returns their directory."""
+    finishes: bool = False
+    """Whether what runs is finished when this content arrives."""
+    deletes: bool = False
+    """Whether everything of the project goes with its SLA."""
+
+    @property
+    def sla(self) -> ProjectSLA:
+        """The SLA, for whoever carries it out; read again from its text."""
+        return known_sla(self.sla_text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,7 @@ class Looping:
         """Steps and work until both are quiet; no retry comes due meanwhile unless it is short."""
         for _ in range(rounds):
             self.step()
-            if not self.pool.run() and not self.controller._finished and not self.controller.queue.due(self.clock.now):
+            if not self.pool.run() and not self.controller._finished and not self.controller.queue.has_due(self.clock.now):
                 self.step()
                 if not self.pool.waiting:
                     return

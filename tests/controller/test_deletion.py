@@ -29,7 +29,7 @@ def left(loop: Looping) -> set[str]:
     world = loop.world
     images = {name.split("/")[1].split(":")[0] for name in world.images}
     services = {name.removeprefix("inference-") for name in world.services}
-    return {item.project for item in world.models["demo"]} | {project for _, project, _ in world.runs} | images | services
+    return {item.project for item in world.versions("demo")} | {project for _, project, _ in world.runs} | images | services
 
 
 @pytest.mark.parametrize(("more", "stays"), [(DELETE, {"b"}), (DEPLOY, {"a", "b"})])
@@ -98,11 +98,11 @@ def test_a_rename_deletes_nothing_that_is_used(loop: Looping) -> None:
     assert [name for name, _ in loop.world.trained] == ["a"]
     assert list(loop.world.services) == ["inference-b"]
     assert loop.says("b", "Synced")[:2] == ("True", "Converged")
-    assert {item.project for item in loop.world.models["demo"]} == {"a", "b"}
+    assert {item.project for item in loop.world.versions("demo")} == {"a", "b"}
     assert loop.says("a", "Reconciling")[1:] == ("DependencyNotReady", "waits for b")
     loop.edit({"shared/model_manager.py": "class ModelManager: '''newer'''\n"})
     loop.settle()
-    assert {item.project for item in loop.world.models["demo"]} == {"b"}
+    assert {item.project for item in loop.world.versions("demo")} == {"b"}
     assert set(loop.controller.ledger.documents) == {"b"}
 
 
@@ -201,7 +201,7 @@ def test_the_executor_deletes_images_and_models_and_says_what_it_could_not(loop:
     done = execute(view, lambda: False)
     assert (done.ending, done.message) == (Ending.DONE, "deleted 1 images and 2 versions and runs")
     assert list(store.layout.tags()) == [image_name("demo", "b", "0" * 64)]
-    assert {item.project for item in loop.world.models["demo"]} == {"b"}
+    assert {item.project for item in loop.world.versions("demo")} == {"b"}
     assert execute(view, lambda: False).message == "deleted 0 images and 0 versions and runs"
 
 

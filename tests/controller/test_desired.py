@@ -27,8 +27,7 @@ def declared(repos: Repos, urls: dict[str, str], *, allow: bool = False) -> dict
         DataCatalog(repos.root / "data", {"mine": repos.root / "mine"}),
         config=OperatorConfig(allow_file_urls=allow),
     )
-    found = state.of(repo.read_snapshot(sha), {})
-    return {item.desired.name if isinstance(item, Declared) else item.name: item for item in found}
+    return dict(state.of(repo.read_snapshot(sha), {}))
 
 
 def test_a_folder_that_is_missing_blames_its_project_alone(repos: Repos) -> None:

@@ -359,19 +359,21 @@ def test_a_renamed_project_is_adopted_and_not_trained_again(loop: Looping) -> No
     assert [name for name, _ in loop.world.trained] == ["a"]
     assert list(loop.world.services) == ["inference-b"]
     assert loop.says("b", "Synced")[:2] == ("True", "Converged")
-    assert {model.project for model in loop.world.models["demo"]} == {"a", "b"}
+    assert {model.project for model in loop.world.versions("demo")} == {"a", "b"}
 
 
 def test_an_alias_that_somebody_moved_is_drift_and_is_mended(loop: Looping) -> None:
     loop.edit(loop.project("a"))
     loop.settle()
     world = loop.world
-    world.models["demo"] = [replace(item, aliases=()) for item in world.models["demo"]]
+    world.models["demo"] = {
+        name: tuple(replace(item, aliases=()) for item in versions) for name, versions in world.models["demo"].items()
+    }
     world.generation += 1
     loop.step()
     assert loop.says("a", "Synced")[:2] == ("False", "Drifted")
     loop.settle()
-    assert world.models["demo"][0].aliases == ("development",)
+    assert world.versions("demo")[0].aliases == ("development",)
     assert loop.says("a", "Synced")[:2] == ("True", "Converged")
     assert len(world.trained) == 1
 

@@ -20,7 +20,7 @@ TWO = (
 
 
 def asked(name: str = "a", text: str = BASE + TWO, *, kept: bool = False) -> Asked:
-    return Asked(name, f"projects/{name}/sla.yaml", load_sla(text.encode(), "sla.yaml"), kept)
+    return Asked.of(name, f"projects/{name}/sla.yaml", load_sla(text.encode(), "sla.yaml"), kept=kept)
 
 
 def uses(*names: str, customers: list[str] | None = None, **keys: Any) -> str:
@@ -99,7 +99,7 @@ def test_limits_of_a_customer_hold_for_all_its_projects_and_those_who_were_there
 def test_clusters_count_with_all_their_learners() -> None:
     clusters = "mode: hierarchical, clusters: [{name: one, learners: 3}, {name: two, learners: 4}]"
     text = BASE + f"training_configuration: {{data_tags: [mnist], {clusters}}}\n"
-    assert asked(text=text).amounts()["learners"] == 7
+    assert asked(text=text).amounts["learners"] == 7
 
 
 def test_a_refusal_says_the_rule_and_not_the_policy() -> None:

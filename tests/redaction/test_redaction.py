@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -121,3 +122,28 @@ def test_pieces_of_a_stream_give_what_the_whole_would(cuts: list[int], noise: by
     told += stream.feed(whole[start:]) + stream.flush()
     assert b"canary-0123456789" not in told
     assert b"a *** b\n\xff tail ***" in told
+
+
+_PIECES = st.sampled_from(
+    ["a", " ", "\n", '"', "\\", "://", "https://", "user:hunter22@", "bearer ", "abc12345678", "authorization:", "token=", "K",
+     CANARY, CANARY[:6], CANARY[6:], json.dumps(CANARY), "-----BEGIN PRIVATE KEY-----", "ghp_0123456789abcdefABCDEF"]
+)  # fmt: skip
+_TEXTS = st.lists(_PIECES, max_size=5).map("".join)
+_DOCUMENTS = st.dictionaries(
+    _TEXTS, st.recursive(_TEXTS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXTS, inner))
+)
+
+
+@given(_DOCUMENTS)
+def test_a_document_is_masked_as_each_of_its_texts_is(document: dict[str, Any]) -> None:
+    redactor = Redactor()
+    redactor.learn(CANARY)
+
+    def masked(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {redactor.text(key): masked(item) for key, item in value.items()}
+        return [masked(item) for item in value] if isinstance(value, list) else redactor.text(value)
+
+    found = redactor.data(document)
+    assert found == masked(document)
+    assert (found is document) == (found == document)

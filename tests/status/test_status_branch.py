@@ -176,6 +176,23 @@ def test_a_branch_that_was_deleted_on_the_remote_comes_back(writer: Writer, orig
     assert git(origin, "rev-parse", REF) == result.commit
 
 
+def test_of_files_with_names_only_those_that_differ_are_read(writer: Writer, origin: Path) -> None:
+    class Read(dict[str, bytes]):
+        def __getitem__(self, path: str) -> bytes:
+            read.append(path)
+            return super().__getitem__(path)
+
+    read: list[str] = []
+    writer.branch.publish(FILES, "first")
+    files = Read(FILES | {"projects/a.json": b"new"})
+    ids = {path: writer.branch.identify(content) for path, content in files.items()}
+    assert writer.branch.publish(files, "second", ids).pushed
+    assert read == ["projects/a.json"]
+    assert git(origin, "show", f"{REF}:projects/a.json") == "new"
+    assert writer.branch.publish(files, "again", ids).commit is None
+    assert dict(StatusBranch(GitRepo(writer.path), "test").files()) == dict(files)
+
+
 def test_without_a_remote_the_branch_is_local(tmp_path: Path) -> None:
     path = init(tmp_path / "alone")
     branch = StatusBranch(GitRepo(path), "test")
