@@ -40,7 +40,7 @@ _REFERENCE = re.compile(
 
 
 def _base_image(value: str) -> str:
-    if value in (DEFAULT_BASE, EMBEDDED) or (_REFERENCE.fullmatch(value) and ".." not in value.split("/")):
+    if value in (DEFAULT_BASE, EMBEDDED) or (_REFERENCE.fullmatch(value) and ".." not in re.split("[/:]", value)):
         if re.sub(r"\{python\}", "", value).count("{"):
             raise rules.broken("has a placeholder that is not known", "Only {python} is: it becomes 3.11 or what the lock says.")
         return value

@@ -38,6 +38,7 @@ def test_a_fresh_repo_writes_the_default_plans(kind: str) -> None:
         ("base_image: 'https://example.invalid/x'\n", "FL1024"),
         ("base_image: '--privileged'\n", "FL1024"),
         ("base_image: 'oci:../../etc'\n", "FL1024"),
+        ("base_image: 'oci:../etc'\n", "FL1024"),
         ("base_image: 'h.example.invalid/python:{version}'\n", "FL1024"),
         ("base_image: 'python:3.11-slim'\n", "FL1024"),
         ("base_image: 'a b'\n", "FL1024"),
