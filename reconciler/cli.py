@@ -30,7 +30,7 @@ console = open_console()
 complain = Console(stderr=True)
 
 Repo = Annotated[Path, typer.Option("--repo", envvar="FLOPS_REPO", help="The GitOps repo's clone.")]
-State = Annotated[Path | None, typer.Option("--state", envvar="FLOPS_STATE", help="State directory [REPO/.flops].")]
+State = Annotated[Path | None, typer.Option("--state", envvar="FLOPS_STATE", help="State directory; without it REPO/.flops.")]
 Name = Annotated[str, typer.Argument(help="A project, as its folder under projects/ is called.")]
 HERE = Path()
 
@@ -52,7 +52,7 @@ def options(
 
 @app.command()
 def validate(
-    paths: Annotated[list[Path] | None, typer.Argument(help="Files or folders [the whole GitOps repo].")] = None,
+    paths: Annotated[list[Path] | None, typer.Argument(help="Files or folders; without any the whole GitOps repo.")] = None,
     format: Annotated[Format, typer.Option(help="How errors are shown.")] = Format.TEXT,
     repo: Repo = HERE,
 ) -> None:
@@ -67,7 +67,7 @@ def validate(
 @app.command()
 def plan(
     base: Annotated[str, typer.Option(help="Compare with this revision instead of what is there.")] = "",
-    head: Annotated[str, typer.Option(help="The revision to plan for [the tracked branch].")] = "",
+    head: Annotated[str, typer.Option(help="The revision to plan for; without it that of the tracked branch.")] = "",
     format: Annotated[PlanFormat, typer.Option(help="How the plan is shown.")] = PlanFormat.TEXT,
     repo: Repo = HERE,
     state: State = None,
@@ -110,7 +110,7 @@ def serve(
 
 @app.command()
 def status(
-    project: Annotated[str, typer.Argument(help="One project [all].")] = "",
+    project: Annotated[str, typer.Argument(help="One project; without it all.")] = "",
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again whenever it changes.")] = False,
     output: Annotated[Output, typer.Option("-o", "--output")] = Output.TEXT,
     repo: Repo = HERE,
@@ -152,7 +152,7 @@ def history(
 @app.command()
 def rollback(
     project: Name,
-    to: Annotated[str, typer.Option("--to", help="The revision to go back to [before the last change].")] = "",
+    to: Annotated[str, typer.Option("--to", help="The revision to go back to; without it the one before the last change.")] = "",
     repo: Repo = HERE,
 ) -> None:
     """Make the commit that takes a project's folder back; push it and the old model is back."""
@@ -165,7 +165,7 @@ def rollback(
 @app.command()
 def predict(
     project: Name,
-    data: Annotated[Path | None, typer.Option(help="JSON in MLflow's form, or - [one held-out sample].")] = None,
+    data: Annotated[Path | None, typer.Option(help="JSON in MLflow's form, or -; without it one held-out sample.")] = None,
     repo: Repo = HERE,
     state: State = None,
 ) -> None:
@@ -191,7 +191,7 @@ def test_inference(
 
 @app.command()
 def tracking(
-    customer: Annotated[str, typer.Argument(help="A customer [all that have projects].")] = "",
+    customer: Annotated[str, typer.Argument(help="A customer; without it all that have projects.")] = "",
     repo: Repo = HERE,
     state: State = None,
 ) -> None:
@@ -247,7 +247,7 @@ def node_join(
 
 @app.command()
 def nodes(
-    federation: Annotated[str, typer.Argument(help="A federation of flops.yaml [all].")] = "",
+    federation: Annotated[str, typer.Argument(help="A federation of flops.yaml; without it all.")] = "",
     certificate: Annotated[bool, typer.Option("--certificate", help="Print what nodes need for --root-certificates.")] = False,
     output: Annotated[Output, typer.Option("-o", "--output")] = Output.TEXT,
     repo: Repo = HERE,
@@ -263,7 +263,7 @@ def nodes(
 def data_add(
     source: Annotated[Path, typer.Argument(help="A Parquet, Arrow or CSV file, or a directory of them.")],
     tags: Annotated[str, typer.Option(help="Tags, by commas.")],
-    name: Annotated[str, typer.Option(help="The dataset's name [that of the file].")] = "",
+    name: Annotated[str, typer.Option(help="The dataset's name; without it that of the file.")] = "",
     test_fraction: Annotated[float, typer.Option(help="Share of the rows that no training sees.")] = 0.0,
     data: NodeDir = NODE_DIR,
 ) -> None:
@@ -291,7 +291,7 @@ def data_remove(name: Annotated[str, typer.Argument(help="A dataset.")], data: N
 
 @app.command()
 def images(
-    project: Annotated[str, typer.Argument(help="A part of the names [all].")] = "",
+    project: Annotated[str, typer.Argument(help="A part of their names; without it all.")] = "",
     pin: Annotated[list[str] | None, typer.Option("--pin", metavar="IMAGE", help="Never collect this image.")] = None,
     unpin: Annotated[list[str] | None, typer.Option("--unpin", metavar="IMAGE", help="Collect it like others again.")] = None,
     output: Annotated[Output, typer.Option("-o", "--output")] = Output.TEXT,
