@@ -40,7 +40,7 @@ def main() -> int:
     results: dict[str, float] = {}
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="flops-bench-") as root:
-        _warm_caches(Path(root) / "warm")
+        warm_caches(Path(root) / "warm")
         bench = make(Path(root) / "base")
         try:
             results |= _merge_to_serving(bench, rows)
@@ -56,7 +56,7 @@ def main() -> int:
     return 0
 
 
-def _warm_caches(root: Path) -> None:
+def warm_caches(root: Path) -> None:
     """Fetch the data and build the environment once, so that the figures are about the work and not the network."""
     bench = make(root)
     bench.edit_sla(PROJECT, "training_rounds: 3", "training_rounds: 1")

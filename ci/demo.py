@@ -19,9 +19,9 @@ from typing import Any, Self
 
 import httpx
 from rich.console import Console
-from rich.table import Table
 
 from bench.workbench import Workbench, make
+from reconciler.terminal import Listing
 
 PROJECT = "mnist-classic"
 MAX_REQUESTS = 5000
@@ -107,7 +107,7 @@ class Demo:
         self._expect(third["service"]["address"] == first["service"]["address"], "at the same address")
 
         console.rule("Digests and status commits")
-        table = Table("act", "run digest", "version", "accuracy (10,000 test images)")
+        table = Listing("act", "run digest", "version", "accuracy (10,000 test images)")
         for name, document in (("three rounds", first), ("ten rounds", second), ("revert", third)):
             table.add_row(name, document["digest"][:12], document["model"]["version"], f"{self._accuracy(document):.4f}")
         console.print(table)

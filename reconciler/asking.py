@@ -17,6 +17,8 @@ from typing import Generic, TypeVar
 PATIENCE = 1.0
 """Seconds that a look waits for those who were in time before."""
 THREADS = 32
+MOST = 512
+"""Threads in all, with those that hang."""
 
 Answer = TypeVar("Answer")
 
@@ -33,10 +35,11 @@ class Asking(Generic[Answer]):
         *,
         patience: float = math.inf,
         threads: int = THREADS,
+        most: int = MOST,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.patience = patience
-        self._ended, self._threads, self._monotonic = ended, threads, monotonic
+        self._ended, self._threads, self._most, self._monotonic = ended, threads, most, monotonic
         self._changed = threading.Condition()
         self._waiting: dict[bool, deque[tuple[str, Callable[[], Answer]]]] = {False: deque(), True: deque()}
         self._asked: dict[str, float] = {}
@@ -56,8 +59,7 @@ class Asking(Generic[Answer]):
             self._waiting[whom in self._slow].append((whom, question))
             if whom not in self._slow:
                 self._awaited.add(whom)
-            if (following := self._following()) is not None:
-                threading.Thread(target=self._work, args=following, name="asking", daemon=True).start()
+            self._begin()
 
     def answers(self, *, wait: bool = True) -> dict[str, Answer]:
         """What came in since the last call; waits a moment for those who are waited for.
@@ -69,6 +71,7 @@ class Asking(Generic[Answer]):
                 self._changed.wait_for(lambda: not self._awaited, None if math.isinf(self.patience) else self.patience)
                 self._slow |= self._awaited & self._busy.keys()
                 self._awaited.clear()
+                self._begin()
             if self._bugs:
                 raise self._bugs.pop()
             found, self._answers = self._answers, {}
@@ -96,12 +99,20 @@ class Asking(Generic[Answer]):
         with self._changed:
             self._changed.wait_for(lambda: not self._asked, seconds)
 
+    def _begin(self) -> None:
+        """Put every question that may be put now; the lock is held."""
+        now = self._monotonic()
+        self._slow.update(whom for whom, since in self._busy.items() if now - since > self.patience)
+        while (following := self._following()) is not None:
+            threading.Thread(target=self._work, args=following, name="asking", daemon=True).start()
+
     def _following(self) -> tuple[str, Callable[[], Answer]] | None:
         """The next question that may be put now; the lock is held."""
-        if len(self._busy) >= self._threads:
+        if len(self._busy) >= self._most:
             return None
         slow = sum(whom in self._slow for whom in self._busy)
-        queue = self._waiting[False] or (self._waiting[True] if slow < self._threads // 2 else None)
+        quick = self._waiting[False] if len(self._busy) - slow < self._threads else None
+        queue = quick or (self._waiting[True] if slow < self._threads // 2 else None)
         if not queue:
             return None
         whom, question = queue.popleft()

@@ -7,26 +7,26 @@ to do), 1 not done or changes, 2 an error. Heavy imports stay inside the command
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
+from reconciler.commands.options import Format, LogFormat, Output, PlanFormat
 from reconciler.errors import FlopsError, SpecErrors
 from reconciler.redaction import guard_output
+from reconciler.terminal import open_console
 
 app = typer.Typer(
     name="flops",
-    help="GitOps for federated learning: what is merged is what is trained, registered and served.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
 )
 registry_app = typer.Typer(no_args_is_help=True, help="The image store as a registry.")
 app.add_typer(registry_app, name="registry")
-console = Console()
+console = open_console()
 complain = Console(stderr=True)
 
 Repo = Annotated[Path, typer.Option("--repo", envvar="FLOPS_REPO", help="The GitOps repo's clone.")]
@@ -35,34 +35,19 @@ Name = Annotated[str, typer.Argument(help="A project, as its folder under projec
 HERE = Path()
 
 
-class Format(StrEnum):
-    """Output of `flops validate`."""
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
 
-    TEXT = "text"
-    JSON = "json"
-    GITHUB = "github"
-
-
-class PlanFormat(StrEnum):
-    """Output of `flops plan`."""
-
-    TEXT = "text"
-    JSON = "json"
-    MARKDOWN = "markdown"
+        typer.echo(f"flops {version('flops-gitops')}")
+        raise typer.Exit
 
 
-class LogFormat(StrEnum):
-    """Output of `flops serve`."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class Output(StrEnum):
-    """Output of the commands that show something."""
-
-    TEXT = "text"
-    JSON = "json"
+@app.callback()
+def options(
+    _version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")] = False,
+) -> None:
+    """GitOps for federated learning: what is merged is what is trained, registered and served."""
 
 
 @app.command()
@@ -221,7 +206,7 @@ data_app = typer.Typer(help="The datasets of this machine, as a node of a federa
 app.add_typer(node_app, name="node")
 app.add_typer(data_app, name="data")
 NodeDir = Annotated[Path, typer.Option("--data", envvar="FLOPS_NODE_DATA", help="The node's own directory.")]
-NODE_DIR = Path("node")
+NODE_DIR, ASKED = Path("node"), "what the run asks for"
 
 
 @node_app.command("keygen")
@@ -240,17 +225,23 @@ def node_join(
     tags: Annotated[str, typer.Option(help="Tags of data that may be trained with, by commas.")],
     data: NodeDir = NODE_DIR,
     cluster: Annotated[str, typer.Option(help="The cluster that this node thinks it is in.")] = "",
-    root_certificates: Annotated[Path | None, typer.Option(help="The federation's certificate authority [the system's].")] = None,
-    key: Annotated[Path | None, typer.Option(help="The private key's file [DATA/node.key].")] = None,
+    root_certificates: Annotated[Path | None, typer.Option(help="The federation's authority.", show_default="the system's")] = None,
+    key: Annotated[Path | None, typer.Option(help="The private key's file.", show_default="DATA/node.key")] = None,
     partition_id: Annotated[int, typer.Option(help="Number of this learner among those that share the data.")] = 0,
     num_partitions: Annotated[int, typer.Option(min=1, help="Learners that share the data.")] = 1,
+    runtime: Annotated[Literal["process", "docker"], typer.Option(help="What learners are: containers, or processes.")] = "process",
+    image: Annotated[str | None, typer.Option(help="Base image of the containers.", show_default="scratch")] = None,
+    memory: Annotated[int | None, typer.Option(min=16, help="MB that a container may take.", show_default=ASKED)] = None,
+    cpus: Annotated[float | None, typer.Option(min=0.01, help="CPUs that a container may take.", show_default=ASKED)] = None,
+    docker_host: Annotated[str | None, typer.Option(help="The engine's socket.", show_default="DOCKER_HOST")] = None,
 ) -> None:
     """Take part in a federation until interrupted, through every loss of the connection."""
-    from reconciler.commands.nodes import join
+    from reconciler.commands.nodes import containers_of, join
 
+    containers = containers_of(runtime, image=image, memory_mb=memory, cpus=cpus, docker_host=docker_host)
     join(
         superlink=superlink, data=data, tags=tags, cluster=cluster, root_certificates=root_certificates, key=key,
-        partition=(partition_id, num_partitions),
+        partition=(partition_id, num_partitions), containers=containers,
     )  # fmt: skip
 
 

@@ -16,9 +16,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -28,7 +27,8 @@ from reconciler.errors import FlopsError
 from reconciler.events import Complaints, Observer
 from reconciler.execution import Ending, Execution, unexpected
 from reconciler.federations import Federations
-from reconciler.lease import TERM, Heartbeat, Lease
+from reconciler.leadership import Leadership
+from reconciler.lease import TERM, Lease
 from reconciler.ledger import Finished, Ledger
 from reconciler.looking import Looker, ProjectView, View
 from reconciler.notify.notifier import open_notifier
@@ -70,7 +70,8 @@ class Controller:
         self._monotonic, self._wait = monotonic, wait
         self._publisher = publisher or Publisher(engine.status, lambda text: observer.tell("", "warning", text))
         self.notifier = open_notifier(engine.config, engine.journal, engine.repo, observer)
-        self.lease = lease or Lease(engine.journal, monotonic=monotonic)
+        lease = lease or Lease(engine.journal, monotonic=monotonic)
+        self.leadership = Leadership(lease, partial(observer.tell, ""), self._call_off)
         poll, self._patience = engine.config.poll_interval, patience
         look_again = partial(self.wake, fetch=False)
         self.revisions = Revisions(engine.ml_repos, self._asking, look_again, monotonic=monotonic, uniform=uniform, refresh=poll)
@@ -85,9 +86,7 @@ class Controller:
         self._executions: dict[str, Execution] = {}
         self._complain = Complaints(observer)
         self._tries = MAX_TRIES
-        self._standing_by = False
         self._stop = threading.Event()
-        self._lost = threading.Event()
         # Shared with other threads, behind `_changed`: what ended, and whether to look (and to fetch).
         self._changed = threading.Condition()
         self._done: deque[tuple[str, Execution]] = deque()
@@ -136,17 +135,17 @@ class Controller:
     def converge(self, tries: int = MAX_TRIES) -> Convergence:
         """Until nothing is left to do, or what is left failed `tries` times (`flops reconcile --once`)."""
         self._tries = tries
-        if not self.lease.try_acquire():
+        if not self.leadership.lease.try_acquire():
             raise somebody_else()
-        with self._leading():
+        with self.leadership.kept():
             self.wake()
-            while not self._stop.is_set() and not self._lost.is_set():
+            while not self._stop.is_set() and not self.leadership.lost:
                 pause = self.step()
                 if self._idle():
                     break
                 self._rest(pause)
             self._end()
-        if self.view is None or self._lost.is_set():
+        if self.view is None or self.leadership.lost:
             raise stopped()
         retrying = any(item.ending in {Ending.TRANSIENT, Ending.CANCELLED} for item in self._executions.values())
         known = not (self.view.unreachable or self.view.waiting or self._federations.failing)
@@ -160,44 +159,25 @@ class Controller:
         self._pace.serving = True
         self._looker.be_patient(self._patience)
         while not self._stop.is_set():
-            if not self.lease.acquired(self._complain):
-                self._stand_by()
+            if not self.leadership.gained(self._complain):
+                with self._changed:
+                    if not self._stop.is_set():
+                        self._wait(self._changed, TERM / 5)
                 continue
-            self._standing_by = False
-            with self._leading():
+            with self.leadership.kept():
                 self.wake()
-                while not self._stop.is_set() and not self._lost.is_set():
+                while not self._stop.is_set() and not self.leadership.lost:
                     self._rest(self.step())
                 self._drain()
-            if self._lost.is_set() and not self._stop.is_set():
-                self._observer.tell("", "warning", "another reconciler has taken over; this one waits for its turn")
+            if not self._stop.is_set() and self.leadership.given_up():
                 self.view, self._finished = None, {}
-                self._lost.clear()
         self._end()
 
-    @contextmanager
-    def _leading(self) -> Iterator[None]:
-        beats = Heartbeat(self.lease, self._lose)
-        try:
-            yield
-        finally:
-            beats.close()
-            self.lease.release()
-
-    def _lose(self) -> None:
-        """The lease is somebody else's: call off everything, start nothing, tell nothing."""
-        self._lost.set()
+    def _call_off(self) -> None:
+        """The lead is lost: call off everything, start nothing, tell nothing."""
         self.notifier.rest()
         with self._changed:
             self._changed.notify_all()
-
-    def _stand_by(self) -> None:
-        if not self._standing_by:
-            self._observer.tell("", "serve", "another reconciler works on this state directory; this one stands by")
-            self._standing_by = True
-        with self._changed:
-            if not self._stop.is_set():
-                self._wait(self._changed, TERM / 5)
 
     def step(self) -> float | None:
         """Everything that can be decided now; seconds until there is something to decide without a trigger."""
@@ -306,7 +286,7 @@ class Controller:
 
     def _start(self, now: float) -> None:
         view = self.view
-        if view is None or self._stop.is_set() or self._lost.is_set() or not self.queue.has_room:
+        if view is None or self._stop.is_set() or self.leadership.lost or not self.queue.has_room:
             return
         guarded = self._guarded(view)
         for name in self.queue.due(now):
@@ -333,7 +313,7 @@ class Controller:
 
     def _work(self, run: Run) -> None:
         try:
-            execution = self._execute(run.view, lambda: run.called_off.is_set() or self._stop.is_set() or self._lost.is_set())
+            execution = self._execute(run.view, lambda: run.called_off.is_set() or self._stop.is_set() or self.leadership.lost)
         except Exception as error:  # an executor never raises; should it, its project says so and the loop goes on
             execution = Execution(Ending.STALLED, str(unexpected(error)), error=unexpected(error))
         with self._changed:
@@ -380,7 +360,7 @@ class Controller:
 
     def _rest(self, seconds: float | None, *, draining: bool = False) -> None:
         with self._changed:
-            ended = (self._stop.is_set() or self._lost.is_set()) and not draining
+            ended = (self._stop.is_set() or self.leadership.lost) and not draining
             ready = self._done or ended or (self._asked is not None and not seconds)
             if not ready and (seconds is None or seconds > 0):
                 self._wait(self._changed, seconds)
@@ -401,7 +381,7 @@ class Controller:
         while self._runs:
             self._rest(0.2, draining=True)
             self._collect(self._monotonic())
-        if not self._lost.is_set():
+        if not self.leadership.lost:
             self._offer()
             self.notifier.flush()
 

@@ -19,7 +19,7 @@ from reconciler.actors import Actors
 from reconciler.budget import Budget
 from reconciler.environments import Environment, EnvironmentStore, Lock
 from reconciler.errors import SecretError, SpecErrors, TrackingError, TrainingError
-from reconciler.federation.data import DataCatalog
+from reconciler.federation.data import CatalogApart, DataCatalog
 from reconciler.images.store import ImageStore, ProjectImage
 from reconciler.journal import Journal
 from reconciler.policy import allows
@@ -277,7 +277,7 @@ def open_engine(repo_dir: Path, state: Path | None = None) -> Engine:
             state / SERVICES, config.docker_host, instance=config.instance, ports=config.ports.range() if config.ports else None
         ),
         environments=EnvironmentStore(cache / "environments"),
-        catalog=DataCatalog(cache / "data", {tag: Path(path) for tag, path in config.data_directories.items()}),
+        catalog=CatalogApart(cache / "data", {tag: Path(path) for tag, path in config.data_directories.items()}),
         ml_repos=MLRepos(repo, cache / "ml-repos"),
         status=StatusBranch(repo, config.instance),
         images=ImageStore(

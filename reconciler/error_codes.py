@@ -111,6 +111,7 @@ CODES: dict[str, str] = {
     "FL4015": "another process makes the same dataset",
     "FL4016": "the data cache cannot be used",
     "FL4017": "a shipped dataset that is not the known one",
+    "FL4018": "the process that reads data is gone",
     "FL4501": "a node has no data with a run's tags",
     "FL4502": "a dataset of a node that cannot be named so, or is not there",
     "FL4503": "a node's catalogue of datasets cannot be used",
@@ -155,6 +156,9 @@ CODES: dict[str, str] = {
     "FL5603": "A cluster aggregator failed or died.",
     "FL5604": "An aggregator asks for a container that its training run does not have.",
     "FL5605": "A container of a training run was ended from outside.",
+    "FL5610": "options of `flops node join` that do not go together, or cannot be",
+    "FL5611": "the container engine of a node fails",
+    "FL5612": "a node cannot make the image of a run",
     # --- FL57xx guards, privacy, simulation, partitions
     "FL5701": "A learner's update is not finite.",
     "FL5702": "A learner's update has other shapes than what it was sent.",
@@ -194,6 +198,7 @@ CODES: dict[str, str] = {
     "FL6011": "a registered model without its lock",
     "FL6020": "the registry lost the version of a digest",
     "FL6021": "MLflow lost the run of a digest",
+    "FL6022": "the process that writes to MLflow is gone",
     "FL6030": "the tracking server does not answer",
     # --- FL61xx images: the store and the assembler
     "FL6101": "not a platform",
@@ -250,6 +255,7 @@ CODES: dict[str, str] = {
     "FL7004": "the supervisor did not understand",
     "FL7005": "the supervisor did not start",
     "FL7006": "the supervisor does not answer",
+    "FL7007": "the server was killed before it took over",
     "FL7012": "a name that no service may have",
     "FL7013": "no port of the range is free",
     "FL7010": "the service does not answer",

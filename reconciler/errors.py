@@ -21,8 +21,10 @@ file behind it, where (`where`). `transient` errors are retried with backoff, th
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,10 @@ class FlopsError(Exception):
         self.cure = cure
         self.where = where
         self.transient = transient
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Whole, as it crosses from one of our processes to another."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
         prefix = f"{self.where}: " if self.where else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -12,13 +12,12 @@ from rich.text import Text
 
 from reconciler.digests import short
 from reconciler.statusdoc import Document, clean, condition
+from reconciler.terminal import Listing
 
 
 def overview(documents: Mapping[str, Document]) -> RenderableType:
     """A row for each project, and below them what is not as it should be."""
-    table = Table()
-    for column in ("project", "synced", "ready", "model", "accuracy", "serves at"):
-        table.add_column(column, overflow="fold")
+    table = Listing("project", "synced", "ready", "model", "accuracy", "serves at", prose=("model",))
     remarks: list[RenderableType] = []
     for name, document in sorted(documents.items()):
         marks = [_mark(condition(document, kind) or {}) for kind in ("Synced", "Ready")]
@@ -28,7 +27,7 @@ def overview(documents: Mapping[str, Document]) -> RenderableType:
             for kind in ("Stalled", "Suspended", "Reconciling")
             if (item := condition(document, kind))
         ]
-    return Group(table, *remarks)
+    return Group(table, *([""] if remarks else []), *remarks)
 
 
 def page(document: Document) -> RenderableType:
@@ -39,9 +38,9 @@ def page(document: Document) -> RenderableType:
     for name, value in _facts(document):
         if value:
             facts.add_row(name, escape(clean(value)))
-    parts: list[RenderableType] = [facts, _conditions(document)]
+    parts: list[RenderableType] = [facts, "", _conditions(document)]
     if document.get("stages"):
-        parts.append(_stages(document["stages"]))
+        parts += ["", stages_table(document["stages"])]
     error = document.get("error")
     if error:
         where = f"{error['path']}:{error['line']}: " if error.get("path") and error.get("line") else ""
@@ -72,9 +71,7 @@ def _facts(document: Document) -> list[tuple[str, str]]:
 
 
 def _conditions(document: Document) -> Table:
-    table = Table()
-    for column in ("condition", "status", "reason", "says"):
-        table.add_column(column, overflow="fold")
+    table = Listing("condition", "status", "reason", "says", prose=("says",))
     for item in document.get("conditions", ()):
         good = (item["status"] == "True") == (item["type"] in {"Synced", "Ready", "SourceVerified"})
         table.add_row(
@@ -83,10 +80,9 @@ def _conditions(document: Document) -> Table:
     return table
 
 
-def _stages(stages: list[Mapping[str, Any]]) -> Table:
-    table = Table()
-    for column in ("stage", "result", "seconds", "says"):
-        table.add_column(column, overflow="fold", justify="right" if column == "seconds" else "left")
+def stages_table(stages: Iterable[Mapping[str, Any]]) -> Table:
+    """A row for each stage (`stage`, `result`, `seconds`, `message`)."""
+    table = Listing("stage", "result", "seconds", "says", prose=("says",), right=("seconds",))
     for item in stages:
         table.add_row(item["stage"], item["result"], f"{item['seconds']:.2f}", escape(clean(item["message"])))
     return table
@@ -115,5 +111,5 @@ def _number(value: object) -> str:
 
 
 def _mark(found: Mapping[str, Any]) -> str:
-    style = "green" if found.get("status") == "True" else "red"
-    return f"[{style}]{found.get('status', '?')}[/] {found.get('reason', '')}"
+    good = found.get("status") == "True"
+    return f"[{'green' if good else 'red'}]{'✓' if good else '✗'}[/] {found.get('reason', '')}"

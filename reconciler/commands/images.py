@@ -10,12 +10,12 @@ from pathlib import Path
 import orjson
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
 from reconciler.digests import short
 from reconciler.engine import Engine, image_layout, open_engine
 from reconciler.images.collect import collect, list_images, set_pin
 from reconciler.images.layout import Layout
+from reconciler.terminal import Listing, show
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -27,15 +27,13 @@ def show_images(repo: Path, state: Path | None, console: Console, project: str, 
     if as_json:
         console.out(orjson.dumps([asdict(image) for image in found], option=orjson.OPT_INDENT_2).decode(), highlight=False)
         return 0
-    table = Table()
-    for column in ("image", "digest", "platforms", "size", "shared", "created", ""):
-        table.add_column(column, overflow="fold", justify="right" if column in {"size", "shared"} else "left")
+    table = Listing("image", "digest", "platforms", "size", "shared", "created", "", right=("size", "shared"))
     for image in found:
         marks = ", ".join(word for word, true in (("in use", image.in_use), ("pinned", image.pinned)) if true)
         platforms = ", ".join(platform.removeprefix("linux/") for platform in image.platforms)
         cells = [image.name, short(image.digest.removeprefix("sha256:")), platforms, decimal(image.size), decimal(image.shared)]
         table.add_row(*cells, image.created, marks)
-    console.print(table)
+    show(console, table)
     return 0
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from html import escape
 from pathlib import Path
 
 import orjson
@@ -13,6 +15,7 @@ from reconciler.desired import DesiredState, Unresolved
 from reconciler.digests import short
 from reconciler.engine import Engine, open_engine
 from reconciler.events import Observer
+from reconciler.notify.texts import code
 from reconciler.plan import (
     DEVELOPMENT,
     DesiredProject,
@@ -26,7 +29,7 @@ from reconciler.plan import (
     plan,
 )
 from reconciler.stages import Declared
-from reconciler.statusdoc import plain, read_documents
+from reconciler.statusdoc import read_documents
 
 MARK = {Verb.RUN: "+", Verb.REUSE: "=", Verb.SKIP: "-"}
 
@@ -105,21 +108,27 @@ def as_json(planned: Plan) -> str:
 
 
 def as_markdown(planned: Plan) -> str:
-    """The plan for a pull request: a table, and the stages behind a fold."""
+    """The plan for a pull request: a table, and the stages behind a fold. Nothing that a tenant wrote acts in it."""
     lines = ["### Plan", "", "| project | what | why |", "| --- | --- | --- |"]
-    lines += [f"| {plain(item.name)} | {item.change} | {plain(item.reason)} |" for item in planned.projects]
+    lines += [f"| {_named(item.name)} | {item.change} | {code(item.reason)} |" for item in planned.projects]
     for item in planned.projects:
         if item.is_noop:
             continue
-        lines += ["", f"<details><summary>{plain(item.name)}: stages</summary>", ""]
+        # The line of a fold is HTML, where a code span is none.
+        lines += ["", f"<details><summary>{escape(code(item.name).strip('`'))}: stages</summary>", ""]
         lines += ["| stage | | why |", "| --- | --- | --- |"]
-        lines += [f"| {action.stage} | {action.verb} | {plain(action.reason)} |" for action in item.actions]
+        lines += [f"| {action.stage} | {action.verb} | {code(action.reason)} |" for action in item.actions]
         if item.inputs:
             lines += ["", "| input | from | to |", "| --- | --- | --- |"]
-            lines += [f"| {plain(c.name)} | {plain(c.before)} | {plain(c.after)} |" for c in item.inputs]
+            lines += [f"| {code(c.name)} | {code(c.before)} | {code(c.after)} |" for c in item.inputs]
         lines += ["", "</details>"]
     lines += ["", "Nothing to do." if planned.is_noop else _summary(planned.projects)]
     return "\n".join(lines)
+
+
+def _named(name: str) -> str:
+    """A project's name; one that could be more than a name is shown as code."""
+    return name if re.fullmatch(r"[A-Za-z0-9-]+", name) else code(name)
 
 
 def _summary(projects: Sequence[ProjectPlan]) -> str:

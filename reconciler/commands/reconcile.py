@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
+from reconciler.commands.describe import stages_table
 from reconciler.console import CycleConsole
 from reconciler.controller import Controller
 from reconciler.engine import open_engine
@@ -15,6 +15,7 @@ from reconciler.events import Observer
 from reconciler.execution import Ending
 from reconciler.running import Convergence, tidy
 from reconciler.statusdoc import clean
+from reconciler.terminal import show
 
 
 def reconcile_once(repo: Path, state: Path | None, console: Console, *, tries: int, verbose: bool) -> int:
@@ -36,12 +37,9 @@ def _show(console: Console, result: Convergence) -> None:
     if not result.executions:
         console.print("Nothing to do: what runs is what is declared.")
     for name, execution in sorted(result.executions.items()):
-        table = Table(title=f"{name}: {execution.ending}", title_justify="left")
-        for column in ("stage", "result", "seconds", "says"):
-            table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
-        for report in execution.reports:
-            table.add_row(report.stage, report.result, f"{report.seconds:.2f}", clean(report.message))
-        console.print(table)
+        console.print(f"\n{name}: {execution.ending}", style="bold", markup=False, highlight=False)
+        if execution.reports:
+            show(console, stages_table(report.to_dict() for report in execution.reports))
     for project in result.view.desired:
         for problem in project.problems:
             where = f"{problem['path']}:{problem['line']}:{problem['column']}"

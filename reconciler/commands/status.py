@@ -11,7 +11,6 @@ from typing import Any
 import orjson
 from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
 
 from reconciler.commands.describe import overview, page
 from reconciler.console import line
@@ -20,6 +19,7 @@ from reconciler.engine import Engine, open_engine
 from reconciler.errors import ControllerError
 from reconciler.stages.deploy import service_name
 from reconciler.statusdoc import Document, Draft, clean, condition, read_documents
+from reconciler.terminal import Listing, show
 
 REFRESH = 1.0
 
@@ -31,7 +31,7 @@ def show_status(repo: Path, state: Path | None, console: Console, project: str, 
     if as_json:
         print(orjson.dumps({"projects": list(documents.values())}, option=orjson.OPT_INDENT_2).decode())
     elif not watch:
-        console.print(_shown(documents, project))
+        show(console, _shown(documents, project))
     if watch:
         _watch(engine, console, project, documents, as_json=as_json)
     return 0 if all(_good(document) for document in documents.values()) else 1
@@ -49,7 +49,7 @@ def _watch(engine: Engine, console: Console, project: str, documents: Mapping[st
                 elif live:
                     live.update(_shown(documents, project), refresh=True)
                 else:
-                    console.print(_shown(documents, project))
+                    show(console, _shown(documents, project))
             time.sleep(REFRESH)
             documents = _documents(engine, project)
 
@@ -88,15 +88,13 @@ def show_history(repo: Path, state: Path | None, console: Console, project: str,
         ]  # fmt: skip
         print(orjson.dumps({"stages": rows}, option=orjson.OPT_INDENT_2).decode())
         return
-    table = Table()
-    for column in ("when", "commit", "digest", "stage", "result", "seconds", "says"):
-        table.add_column(column, overflow="fold")
+    table = Listing("when", "commit", "digest", "stage", "result", "seconds", "says", prose=("when", "says"), right=("seconds",))
     for item in records:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item.started))
         seconds = f"{item.seconds:.2f}" if item.seconds is not None else ""
         result = item.result or "cut off"
         table.add_row(when, item.commit[:8], short(item.digest), item.stage, result, seconds, clean(item.message))
-    console.print(table)
+    show(console, table)
 
 
 def _documents(engine: Engine, project: str) -> dict[str, Draft]:

@@ -35,7 +35,8 @@ TICKETS = 1 << 30
 """Actors are numbered from here: above every process id, so that none is taken for a process of this machine."""
 END_SECONDS = 30.0
 _MESSAGE_LIMIT = 1 << 17
-_FROM_OUTSIDE = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
+FROM_OUTSIDE = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
+"""Exit codes of a container that somebody else ended."""
 
 
 def in_containers(actors: Actors, images: ActorImages) -> Launch:
@@ -199,8 +200,8 @@ class ContainerRun:
                 answer: dict[str, Any] = {"exited": ticket, "status": _wait_status(ended.code)}
                 if ended.out_of_memory and spec is not None:
                     answer["failure"] = out_of_memory(self._job, role, spec.memory_mb).to_dict()
-                elif ended.code in _FROM_OUTSIDE and ticket not in self._killed:
-                    answer["failure"] = _ended_from_outside(role, ended.code).to_dict()
+                elif ended.code in FROM_OUTSIDE and ticket not in self._killed:
+                    answer["failure"] = ended_from_outside(role, ended.code, spec.memory_mb if spec else 0).to_dict()
                 desk.tell(answer)
 
     def _started(self, ticket: int, spec: ActorSpec) -> Actor:
@@ -266,10 +267,14 @@ class Awaited:
         return self._outcome
 
 
-def _ended_from_outside(role: str, code: int) -> TrainingError:
+def ended_from_outside(role: str, code: int, memory_mb: int) -> TrainingError:
+    """The error for an actor whose container ended with one of these codes; `memory_mb` is its limit."""
+    killed = signal.Signals(code - 128)
+    # Podman does not tell that it was the kernel, for want of memory; Docker does, and then nobody gets here.
+    memory = f", or that its limit of {memory_mb} MB was not enough, which Podman does not tell" if killed is signal.SIGKILL else ""
     return TrainingError(
         "FL5605",
-        f"The {role}'s container was ended from outside ({signal.Signals(code - 128).name}), as an engine does that is restarted.",
+        f"The {role}'s container was ended from outside ({killed.name}): that is an engine that is restarted{memory}.",
         cure="Nothing is to be done, the run goes on after its last finished round; if it comes again, look who stops containers.",
         transient=True,
     )

@@ -182,7 +182,7 @@ def read_result(run_dir: Path, digest: str) -> TrainingResult | None:
             clusters={str(name): tuple(RoundResult(**item) for item in found) for name, found in data.get("clusters", {}).items()},
             rounds_per_cycle=int(data.get("rounds_per_cycle", 1)),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -177,7 +177,7 @@ class NodeData:
             return {name: NodeDataset(**{**entry, "tags": tuple(entry["tags"])}) for name, entry in content.items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(
                 "FL4503", f"The node's catalogue cannot be read ({type(error).__name__}).",
                 cure=f"Remove {path} and add the datasets again.",

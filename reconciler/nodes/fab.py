@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from flwr.common.constant import FAB_DATE, FAB_MAX_SIZE
 from reconciler.environments import Lock
 from reconciler.environments.model import DependencyReport
 from reconciler.errors import TrainingError
+from reconciler.spec.base import NAME
 from reconciler.spec.training import Privacy
 
 SPEC_FILE, CODE = "flops.json", "ml_repo"
@@ -124,6 +126,8 @@ def _spec(data: Mapping[str, Any]) -> LearnerSpec:
     spec = LearnerSpec(**{**data, "data_tags": tuple(str(tag) for tag in data["data_tags"])})
     if spec.flavor not in ("sklearn", "pytorch", "keras") or not 1 <= spec.memory_mb <= 10_000_000 or len(spec.digest) != 64:
         raise ValueError("values out of range")
+    if not re.fullmatch(r"3\.\d{1,2}", spec.python) or not re.fullmatch(NAME, spec.project):
+        raise ValueError("a Python or a project that cannot be")  # they become arguments and names of containers
     if spec.privacy is not None and (set(spec.privacy) != _PRIVACY or spec.privacy["mechanism"] not in _MECHANISMS):
         raise ValueError("a privacy that is not known here")  # trained without it, data would be less private than declared
     return spec

@@ -151,6 +151,8 @@ class Federation:
 
     def rows(self) -> list[NodeRow]:
         """Every declared node and what is known of it."""
+        if not self._nodes:
+            return []  # the SuperLink, which may have to be started to be asked, knows nothing of none
         link = self.superlink()
         members = {member.name: member for member in link.members()}
         link.close()

@@ -1,39 +1,35 @@
-"""A run's learner as its node sees it: one child process in the run's own environment, up over all the rounds.
+"""A run's learner as its node sees it: something beside the node that has the data and answers messages, over one pipe.
 
-The child gets no environment variable of the node, no network and no file but its code, its shard and its work directory;
-what it prints stays in a file of the node.
+Where it is – a process (`processes`), a container (`boxes`) – makes no difference to the messages, to what fails and how that is
+told. Invariant: a learner that did not answer in time is ended, so that a late answer is never taken for that of the next message.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 from flwr.app import Message
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
-from reconciler.federation.launching import environment_of
 from reconciler.nodes import packing
 from reconciler.nodes.fab import CODE, LearnerSpec
-from reconciler.runtime_version import mlruntime_dir
 
 _ASK_SECONDS = 5.0
 _LOG_LIMIT = 4 << 20
+GoOn = Callable[[], None]
+"""Asked every few seconds; raises to give up."""
+Tell = Callable[[str, str], None]
+"""Told in (kind, sentence)."""
 
 
 class LearnerError(Exception):
-    """What the learner's process told of a failure: a `Failure` as a mapping."""
+    """What the learner told of a failure, or why it is gone: a `Failure` as a mapping."""
 
     def __init__(self, failure: Mapping[str, Any]) -> None:
         super().__init__(str(failure.get("cause", "")))
@@ -44,117 +40,117 @@ class LearnerError(Exception):
 class Place:
     """Where a run's learner works on this node: `directory` has the unpacked ML repo, and is the run's own.
 
-    `held_out` has the rows that are in no training; None where this node has none.
+    `bundle` is the SHA-256 of the app bundle. `held_out` has the rows that are in no training; None where this node has none.
     """
 
     directory: Path
-    python: Path
+    bundle: str
     shard: Path
     log: Path
     held_out: Path | None = None
 
+    @property
+    def code(self) -> Path:
+        """The ML repo's files."""
+        return (self.directory / CODE).resolve()
+
+    def open_log(self) -> IO[bytes]:
+        """Where all that a learner prints is added; the log of before is put aside when it has become long."""
+        if self.log.is_file() and self.log.stat().st_size > _LOG_LIMIT:
+            self.log.replace(self.log.with_suffix(".log.1"))
+        return self.log.open("ab")
+
+
+class Learners(Protocol):
+    """Whoever starts learners on this node."""
+
+    def start(self, spec: LearnerSpec, learner: int, place: Place, tell: Tell, cancelled: Callable[[], bool]) -> Host:
+        """A learner that begins to load its data; may take minutes when its packages are not there. Raises FlopsError."""
+
 
 class Host:
-    """One child process; `ready` after `await_ready`. Call from the thread that made it: the child ends with that thread."""
+    """The pipe to one learner; `ready` after `await_ready`."""
 
-    def __init__(self, spec: LearnerSpec, learner: int, place: Place, on_event: Callable[[str, str], None]) -> None:
-        self._on_event = on_event
-        work = place.directory / "work"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        job = {
-            "learner": learner,
-            "repo_dir": str((place.directory / CODE).resolve()),
-            "work_dir": str(work.resolve()),
-            "data": str(place.shard.resolve()),
-            "seed": spec.seed,
-            "flavor": spec.flavor,
-            "privacy": dict(spec.privacy) if spec.privacy is not None else None,
-            "held_out": str(place.held_out.resolve()) if place.held_out is not None else "",
-            "memory_mb": spec.memory_mb,
-            "setup_seconds": spec.setup_seconds,
-        }
-        job_file = place.directory / "job.json"
-        job_file.write_text(json.dumps(job), encoding="utf-8")
-        ours, theirs = socket.socketpair()
-        if place.log.is_file() and place.log.stat().st_size > _LOG_LIMIT:
-            place.log.replace(place.log.with_suffix(".log.1"))
-        with theirs, place.log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [str(place.python), "-m", "flops_runtime.node_host", str(job_file.resolve()), str(theirs.fileno())],
-                cwd=mlruntime_dir(),
-                env=environment_of(place.python, work.resolve(), spec.vcpus),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        self._connection = Connection(ours.detach())
+    grace = 60.0
+    """Seconds that are waited for an answer beyond those that the learner has: it may know by itself that they are over."""
 
-    @property
-    def pid(self) -> int:
-        """The child's process id."""
-        return self._process.pid
+    def __init__(self, connection: Connection, tell: Tell) -> None:
+        self._connection = connection
+        self._tell = tell
+        self._raised: dict[str, Any] | None = None
 
     @property
     def alive(self) -> bool:
         """Whether it can be asked."""
-        return self._process.poll() is None and not self._connection.closed
+        raise NotImplementedError
 
-    def await_ready(self, seconds: float, go_on: Callable[[], None]) -> None:
-        """Waits until the learner has its data. Raises LearnerError; `go_on` may raise to give up."""
-        note = self._next(seconds + 60, go_on)
+    def close(self) -> None:
+        """Ends it and all that it started; nothing when it has ended."""
+        raise NotImplementedError
+
+    def await_ready(self, seconds: float, go_on: GoOn) -> None:
+        """Waits until the learner has its data. Raises LearnerError."""
+        note = self._next(seconds, go_on)
         if isinstance(note, bytes) or note["kind"] != "ready":
             raise LearnerError(_failure(note))
 
-    def ask(self, content: bytes, message: Message, go_on: Callable[[], None]) -> bytes:
-        """The content of the learner's reply. Raises LearnerError; `go_on`, asked every few seconds, may raise to give up."""
+    def ask(self, content: bytes, message: Message, go_on: GoOn) -> bytes:
+        """The content of the learner's reply. Raises LearnerError."""
+        self._raised = None
         try:
             self._connection.send_bytes(packing.learner_frame(content, message))
         except OSError as error:
-            raise LearnerError(_gone()) from error
-        answer = self._next(message.metadata.ttl + 60, go_on)
+            raise LearnerError(self._gone()) from error
+        answer = self._next(message.metadata.ttl, go_on)
         if isinstance(answer, bytes):
             reply = ProtoMessage.FromString(answer)
             if reply.HasField("content"):
                 return packing.content_of(reply)
-            answer = {"failure": {"code": f"FL{reply.error.code}", "cause": reply.error.reason}}
+            answer = {"failure": self._raised or {"code": f"FL{reply.error.code}", "cause": reply.error.reason}}
         raise LearnerError(_failure(answer))
 
-    def close(self) -> None:
-        """Kills the child and all of its children."""
-        self._connection.close()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+    def _gone(self) -> dict[str, Any]:
+        """The failure of a learner that has hung up."""
+        return gone()
 
-    def _next(self, seconds: float, go_on: Callable[[], None]) -> bytes | dict[str, Any]:
-        """The next reply (bytes) or note that is no event."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+    def _next(self, seconds: float, go_on: GoOn) -> bytes | dict[str, Any]:
+        """The next reply (bytes), or the next note that says how it is."""
+        deadline = time.monotonic() + seconds + self.grace
+        while (left := deadline - time.monotonic()) > 0:
             try:
-                if not self._connection.poll(min(_ASK_SECONDS, seconds)):
+                if not self._connection.poll(min(_ASK_SECONDS, left)):
                     go_on()
                     continue
                 frame = self._connection.recv_bytes()
             except (EOFError, OSError) as error:
-                raise LearnerError(_gone()) from error
+                raise LearnerError(self._gone()) from error
             if frame[:1] == packing.FRAME_MESSAGE:
                 return frame[1:]
             note: dict[str, Any] = json.loads(frame[1:])
-            if note["kind"] != "event":
+            if note["kind"] in ("ready", "failed"):
                 return note
-            self._on_event(str(note["event"]), str(note["message"]))
-        raise LearnerError({**_gone(), "code": "FL5021", "cause": "The learner did not answer in time."})
+            self._noted(note)
+        self.close()
+        raise LearnerError({**gone(), "code": "FL5021", "cause": f"The learner did not answer within {seconds:g} s."})
+
+    def _noted(self, note: Mapping[str, Any]) -> None:
+        kind = note["kind"]
+        if kind == "event":
+            self._tell("learner", f"{note['event']}: {note['message']}")
+        elif kind == "warning":
+            self._tell("learner", f"warning: {note['message']}")
+        elif kind == "failure":  # an answer that says less of it follows
+            self._raised = dict(note["failure"])
+            self._tell("learner", f"learner_failed: {self._raised.get('cause')}")
 
 
-def _failure(answer: Any) -> dict[str, Any]:
-    return dict(answer["failure"]) if isinstance(answer, Mapping) and "failure" in answer else _gone()
-
-
-def _gone() -> dict[str, Any]:
+def gone() -> dict[str, Any]:
+    """The failure of a learner of which nothing more is known."""
     return {
         "code": "FL5020", "cause": "The learner's process died.", "cure": "See learner.log on the node.",
         "path": "", "line": 0, "transient": False,
     }  # fmt: skip
+
+
+def _failure(answer: Any) -> dict[str, Any]:
+    return dict(answer["failure"]) if isinstance(answer, Mapping) and "failure" in answer else gone()

@@ -22,12 +22,11 @@ from flwr.app import MetricRecord, RecordDict
 from flwr.app.message import Message
 from flwr.common.serde import recorddict_to_proto
 
-from reconciler.environments import EnvironmentStore
 from reconciler.errors import DataError, FlopsError, TrainingError
 from reconciler.nodes import fab, packing
 from reconciler.nodes.data import NodeData, Shard
 from reconciler.nodes.fleet import Fleet, KeyRefusedError, RunOverError, reply_to
-from reconciler.nodes.host import Host, LearnerError, Place
+from reconciler.nodes.host import Host, LearnerError, Learners, Place, Tell
 from reconciler.nodes.keys import KeyPair
 
 PREPARE = "query.prepare"
@@ -36,8 +35,6 @@ _FASTEST, _SLOWEST, _SHARE = 0.01, 1.0, 0.05
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _KEPT_RUNS = 3
 _LOOK_SECONDS, _KEEP_SECONDS = 5.0, 20.0
-Tell = Callable[[str, str], None]
-"""Told in (kind, sentence): connected, lost, refused, run, environment, learner, failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +66,16 @@ class _Learner:
 
 
 class Node:
-    """The long-lived node. `run` returns when `stop` was called."""
+    """The long-lived node. `run` returns when `stop` was called.
+
+    `tell` is told of: connected, lost, refused, run, environment, image, learner, failed.
+    """
 
     def __init__(
         self,
         settings: NodeSettings,
         keys: KeyPair,
-        environments: EnvironmentStore,
+        learners: Learners,
         tell: Tell,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -83,7 +83,7 @@ class Node:
     ) -> None:
         self._settings = settings
         self._keys = keys
-        self._environments = environments
+        self._starts = learners
         self._data = NodeData(settings.data_dir)
         self._tell = tell
         self._clock = clock
@@ -256,10 +256,9 @@ class Node:
             )
         mine = self._settings.partition, self._settings.partitions
         shard, held_out = self._data.shard(wanted, *mine), self._data.held_out(wanted, *mine)
-        environment = self._environments.ensure(spec.lock, on_line=lambda line: self._tell("environment", line))
         log = self._settings.work_dir / "learner.log"
-        place = Place(directory, environment.python, shard.path, log, held_out.path if held_out else None)
-        host = Host(spec, index, place, lambda kind, text: self._tell("learner", f"{kind}: {text}"))
+        place = Place(directory, fab_hash, shard.path, log, held_out.path if held_out else None)
+        host = self._starts.start(spec, index, place, self._tell, self._stop.is_set)
         learner = _Learner(run_id, spec, directory, shard, host, index)
         self._learners[fab_hash] = learner
         try:

@@ -42,6 +42,7 @@ _CURES = {
     "FL7001": "Choose another port in `deployment.port`, or stop what uses it.",
     "FL7002": _SEE_LOG,
     "FL7003": _SEE_LOG,
+    "FL7007": "It is started again. If that happens again and again, see whether the machine has enough memory (`dmesg`).",
 }
 
 State = Mapping[str, Any]
@@ -120,7 +121,7 @@ class ProcessRuntime:
         """A service; one whose records are damaged is there and not healthy, so that it is applied anew and harms no other."""
         try:
             return self._service(folder)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return Service(folder.name, "127.0.0.1:0", healthy=False, labels={}, error="Its records cannot be read.")
 
     def _service(self, folder: Path) -> Service:
@@ -128,13 +129,13 @@ class ProcessRuntime:
         if state is None:
             spec = orjson.loads((folder / "spec.json").read_bytes())
             address = f"127.0.0.1:{_kept_port(folder) or 0}"
-            return Service(folder.name, address, healthy=False, labels=spec["labels"], error="Its supervisor is not running.")
+            return Service(folder.name, address, healthy=False, labels=_labels(spec), error="Its supervisor is not running.")
         stuck = _stuck(folder)
         return Service(
             name=folder.name,
             address=state["address"],
             healthy=bool(state["healthy"]) and not stuck,
-            labels=state["labels"],
+            labels=_labels(state),
             pid=state["pid"],
             restarts=int(state["restarts"]),
             started_at=float(state["started_at"]),
@@ -248,6 +249,14 @@ class _Channel:
         return answer
 
 
+def _labels(record: Mapping[str, Any]) -> dict[str, str]:
+    """A record's labels. Raises ValueError for what cannot be those of a service."""
+    found = dict(record["labels"].items())
+    if not all(isinstance(text, str) for item in found.items() for text in item):
+        raise ValueError("labels")
+    return found
+
+
 def _refusal(answer: Mapping[str, Any], request: Mapping[str, Any]) -> ServingError:
     code = str(answer["code"])
     cause = str(answer["message"]).rstrip(".")
@@ -255,7 +264,7 @@ def _refusal(answer: Mapping[str, Any], request: Mapping[str, Any]) -> ServingEr
         cause += _holder(int(request["port"]))
     said = " / ".join([line.strip() for line in str(answer.get("log", "")).splitlines() if line.strip()][-3:])[-400:]
     text = f"{cause[:1].upper()}{cause[1:]}." + (f" It said: {said}" if said else "")
-    return ServingError(code, text, cure=_CURES.get(code, "Please report it."), transient=code == "FL7001")
+    return ServingError(code, text, cure=_CURES.get(code, "Please report it."), transient=code in {"FL7001", "FL7007"})
 
 
 def _holder(port: int) -> str:

@@ -25,6 +25,10 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 Spec = dict[str, Any]
 
 
+_KILLED = frozenset(code for number in (signal.SIGKILL, signal.SIGTERM) for code in (-number, 128 + number))
+"""Return codes of what did not end by itself; the second is how a container's is told."""
+
+
 class Refused(Exception):  # noqa: N818 – an answer to the runtime, not a fault
     """A request that cannot be met, with a code for the runtime."""
 
@@ -107,10 +111,17 @@ class Server:
                 return
             if self._process is not None and self._process.returncode is not None:
                 await self.log_written()
-                raise Refused("FL7002", f"the server ended with {self._process.returncode} before it was ready", self.log())
+                raise self.refusal("before it was ready")
             await asyncio.sleep(0.02)
         await self.log_written(0.0)
         raise Refused("FL7003", f"the server was not ready after {limit:.0f} s", self.log())
+
+    def refusal(self, when: str) -> Refused:
+        """Why an ended server cannot take over: somebody else's doing is told apart from its own."""
+        code = self._process.returncode if self._process is not None else None
+        if code in _KILLED:
+            return Refused("FL7007", f"the server was killed {when}", self.log())
+        return Refused("FL7002", f"the server ended with {code} {when}", self.log())
 
     async def healthy(self, limit: float) -> bool:
         """One health check over HTTP, within `limit` seconds."""

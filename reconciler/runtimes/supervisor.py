@@ -130,7 +130,7 @@ class Supervisor:
 
     async def _promote(self) -> dict[str, Any]:
         if self._next is None or not self._next.alive:
-            raise Refused("FL7002", "the new version ended before it took over", self._next.log() if self._next else "")
+            raise self._next.refusal("before it took over") if self._next else Refused("FL7004", "there is nothing to promote")
         old, self._current, self._next = self._current, self._next, None
         self._stop_watching()
         _replace(self._folder / "spec.json", self._current.spec)

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from reconciler.digests import short
 from reconciler.errors import TrainingError
 from reconciler.federation.containers import in_containers
 from reconciler.federation.launching import Launch
 from reconciler.federation.training import ClusterShare, RoundResult, TrainingEvent, TrainingJob, TrainingResult, run_training
-from reconciler.nodes.fab import LearnerSpec
-from reconciler.nodes.relay import Relay
 from reconciler.runtime_version import TRAINING_VERSION
 from reconciler.spec.training import Mode, TrainingConfiguration
 from reconciler.stages import build, resolve
 from reconciler.stages.model import Outcome, Work
 from reconciler.stages.package import write_extras
 from reconciler.tracking import RoundMetrics, RunRecord
+
+if TYPE_CHECKING:
+    from reconciler.nodes.relay import Relay
 
 
 def run(work: Work) -> Outcome:
@@ -44,6 +45,9 @@ def run(work: Work) -> Outcome:
         if event.kind == "sandbox":
             sandbox.append(message)
             message = f"learners run in a sandbox: {message}"
+        if event.kind in {"started", "exporting"}:
+            # The way to the record is made ready while the learners learn; again at the end, as it does not wait for hours.
+            pool.submit(lambda: server.result().prepare_to_write())
         work.tell(event.kind, message, {"round": event.round, "total": event.total, **event.data})
 
     with ThreadPoolExecutor(max_workers=1) as pool:
@@ -173,6 +177,9 @@ def _link(work: Work, name: str) -> Relay:
     """The way to the nodes of a federation, with all that they have to know of this run."""
     if work.lock is None or work.repo_dir is None:
         raise TrainingError("FL5090", "The training's inputs are not there.", cure="Run resolve and build first.")
+    # With it comes Flower's protocol, which takes 30 MB: only who trains over nodes needs it.
+    from reconciler.nodes.fab import LearnerSpec
+
     sla = work.declared.sla
     training = sla.training_configuration
     spec = LearnerSpec(

@@ -80,7 +80,7 @@ def test_without_a_number_it_prints(hub: Hub) -> None:
     done = hub.run("--base", "main")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(MARK)
-    assert r"training\_rounds | 3 | 10" in done.stdout
+    assert "training_rounds` | `3` | `10`" in done.stdout
     assert not (hub.folder / "asked.jsonl").exists()
 
 

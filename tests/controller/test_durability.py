@@ -101,7 +101,7 @@ def test_a_damaged_journal(loop: Looping, damage: str) -> None:
     else:
         path.write_bytes({"garbage": b"x" * 9000, "cut off": content[: len(content) // 2], "empty": b""}[damage])
     loop.start()
-    assert loop.controller.lease.try_acquire()
+    assert loop.controller.leadership.lease.try_acquire()
     converged_without_work(loop)
     loop.edit(loop.project("a", 7))
     loop.settle()

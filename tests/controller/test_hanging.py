@@ -282,6 +282,35 @@ def test_the_slow_have_at_most_half_of_the_questions() -> None:
     assert len(asking.answers()) == 20
 
 
+def test_more_that_hang_than_there_are_places_keep_nobody_waiting() -> None:
+    go_on = threading.Event()
+    asking: Asking[bool] = Asking(patience=MOMENT, threads=4)
+    for number in range(10):
+        asking.ask(f"hangs {number}", lambda: go_on.wait(30))
+    asking.ask("well", lambda: True)
+    began = time.monotonic()
+    while "well" not in asking.answers():
+        go_on.wait(0.01)
+    assert time.monotonic() - began < 10 * MOMENT, "four at a time are found out, and hold no place any more"
+    assert sum(whom.startswith("hangs") for whom in asking._busy) == 10
+    go_on.set()
+    asking.rest(30)
+    assert len(asking.answers()) == 10
+
+
+def test_there_is_an_end_to_how_many_hang() -> None:
+    go_on = threading.Event()
+    asking: Asking[bool] = Asking(patience=MOMENT, threads=2, most=5)
+    for number in range(20):
+        asking.ask(f"hangs {number}", lambda: go_on.wait(30))
+    for _ in range(4):
+        asking.answers()
+        assert len(asking._busy) <= 5
+    go_on.set()
+    asking.rest(30)
+    assert len(asking.answers()) == 20
+
+
 def test_a_bug_in_a_question_is_raised_where_answers_are_taken() -> None:
     asking: Asking[int] = Asking()
     asking.ask("a", lambda: 1 // 0)

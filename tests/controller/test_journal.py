@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,17 @@ def test_a_damaged_journal_is_put_aside(tmp_path: Path) -> None:
     again = journal(tmp_path)
     again.append("a", "stage", "after")
     assert [event.message for event in again.events()] == ["after"]
+    assert (tmp_path / "journal.damaged").exists()
+
+
+def test_a_damaged_name_of_a_table_puts_the_journal_aside(tmp_path: Path) -> None:
+    book = journal(tmp_path)
+    book.append("a", "stage", "before")
+    book.close()
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as vandal, vandal:
+        vandal.execute("PRAGMA writable_schema=ON")
+        vandal.execute("UPDATE sqlite_master SET name = CAST(x'CF' AS TEXT), sql = 'CREATE' WHERE name = 'events'")
+    assert journal(tmp_path).events() == []
     assert (tmp_path / "journal.damaged").exists()
 
 

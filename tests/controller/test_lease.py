@@ -210,8 +210,8 @@ def test_a_loop_that_lost_its_lease_calls_off_and_stands_by(repos: Repos) -> Non
             other.lease.try_acquire()
             other.clock.now += TERM + 1
             taken.append(other.lease.try_acquire())
-            assert not loop.controller.lease.renew()
-            loop.controller._lose()
+            assert not loop.controller.leadership.lease.renew()
+            loop.controller.leadership.lose()
 
     loop.before = take_over
     waits = 0
@@ -220,7 +220,7 @@ def test_a_loop_that_lost_its_lease_calls_off_and_stands_by(repos: Repos) -> Non
     def wait(changed: object, seconds: float | None) -> None:
         nonlocal waits
         waits += 1
-        if loop.controller._standing_by:
+        if loop.controller.leadership.standing_by:
             if waits > 40:
                 loop.controller.stop()
             elif waits > 30:

@@ -274,7 +274,7 @@ class Site(RuleBasedStateMachine):
         self.kill_at = self.kill_write = None
         self.loop.start(f"state-{self.states}")
         self._watch_writes()
-        self.loop.controller.lease.try_acquire()
+        self.loop.controller.leadership.lease.try_acquire()
 
     def _hook(self, rejected: bool) -> None:
         hook = self.loop.repos.origin / "hooks" / "update"

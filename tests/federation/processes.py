@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 
-from reconciler.federation.training import TrainingResult
+from reconciler.federation.launching import Launch
+from reconciler.federation.training import TrainingJob, TrainingResult
+
+_RECONCILER = """
+import pickle, sys
+from reconciler.federation.training import run_training
+job, launch = pickle.load(sys.stdin.buffer)
+run_training(job, on_event=lambda e: print(e.kind, flush=True), cancelled=lambda: False, launch=launch and launch())
+"""
+
+
+@contextlib.contextmanager
+def reconciler_of(job: TrainingJob, launch: Callable[[], Launch] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that trains as a reconciler does, and has finished a round of it; `launch` is made over there."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _RECONCILER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(pickle.dumps((job, launch)))
+        process.stdin.close()
+        while (said := process.stdout.readline()) != b"round\n":
+            assert said, "it ended before its first round"
+        yield process
 
 
 def aggregator_of(run_dir: Path) -> int:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +23,13 @@ from reconciler.errors import TrainingError
 from reconciler.federation.boxed_check import CheckedRepo, check_in_container
 from reconciler.federation.containers import in_containers
 from reconciler.federation.contract_check import ContractReport, check_contract
+from reconciler.federation.launching import Launch
 from reconciler.federation.training import ClusterShare, TrainingEvent, TrainingJob, TrainingResult, run_training
 from reconciler.runtime_version import mlruntime_dir
 from reconciler.runtimes.docker_actors import DockerActors
 from reconciler.runtimes.docker_engine import DockerEngine
 from tests.dockerkit import Cable, base_image, open_engine, site_packages
+from tests.federation.processes import reconciler_of
 from tests.federation.test_training import same
 
 
@@ -39,6 +40,10 @@ def engine() -> DockerEngine:
 
 @pytest.fixture(scope="module")
 def images(engine: DockerEngine) -> ActorImages:
+    return images_of(engine)
+
+
+def images_of(engine: DockerEngine) -> ActorImages:
     """A bare Debian; the environment that the tests run in is mounted, and so is the ML repo, which they spoil."""
     base = base_image(engine)
     return ActorImages(
@@ -80,6 +85,11 @@ def boxed(engine: DockerEngine, images: ActorImages, job: TrainingJob, repo: Pat
     made = Boxed(engine, replace(images, binds=(*images.binds, repo)), tmp_path / "actors")
     yield made
     assert made.containers(job) == []
+
+
+def default_launch(images: ActorImages, folder: Path) -> Launch:
+    """In the engine of this machine."""
+    return in_containers(DockerActors(DockerEngine(), folder, instance="test"), images)
 
 
 def parameters(run_dir: Path, number: int) -> list[np.ndarray]:
@@ -147,23 +157,8 @@ def test_cancelling_leaves_no_container(job: TrainingJob, boxed: Boxed) -> None:
 
 def test_a_killed_reconciler_takes_its_containers_with_it(job: TrainingJob, boxed: Boxed) -> None:
     """They end by themselves; what is left of them is swept by the next run, which goes on."""
-    code = (
-        "import pickle, sys; from reconciler.federation.containers import in_containers;"
-        "from reconciler.federation.training import run_training;"
-        "from reconciler.runtimes.docker_actors import DockerActors; from reconciler.runtimes.docker_engine import DockerEngine;"
-        "job, images, folder = pickle.load(sys.stdin.buffer);"
-        "run_training(job, on_event=lambda e: print(e.kind, flush=True), cancelled=lambda: False,"
-        " launch=in_containers(DockerActors(DockerEngine(), folder, instance='test'), images))"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as reconciler:
-        assert reconciler.stdin is not None
-        assert reconciler.stdout is not None
-        reconciler.stdin.write(pickle.dumps((replace(job, rounds=100_000), boxed.images, boxed.folder)))
-        reconciler.stdin.close()
-        while reconciler.stdout.readline() != b"round\n":
-            pass
+    launch = partial(default_launch, boxed.images, boxed.folder)
+    with reconciler_of(replace(job, rounds=100_000), launch) as reconciler:
         assert len(boxed.containers(job)) == 4
         reconciler.kill()
     deadline = time.monotonic() + 30

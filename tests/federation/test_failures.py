@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import pickle
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +14,7 @@ import pytest
 
 from reconciler.errors import TrainingError
 from reconciler.federation.training import TrainingEvent, TrainingJob
-from tests.federation.processes import aggregator_of, learners_of
+from tests.federation.processes import aggregator_of, learners_of, reconciler_of
 from tests.federation.test_training import same
 
 FIT = '        """Mini-batch'
@@ -99,18 +96,7 @@ def test_damaged_checkpoints_are_trained_again_to_the_same_model(job: TrainingJo
 
 def test_a_killed_reconciler_is_followed_by_one_that_goes_on(job: TrainingJob, run, tmp_path: Path) -> None:
     run(job, run_dir=tmp_path / "undisturbed", rounds=50)
-    code = "import pickle, sys; from reconciler.federation.training import run_training; "
-    code += "job = pickle.load(sys.stdin.buffer); "
-    code += "run_training(job, on_event=lambda e: print(e.kind, flush=True), cancelled=lambda: False)"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as reconciler:
-        assert reconciler.stdin is not None
-        assert reconciler.stdout is not None
-        reconciler.stdin.write(pickle.dumps(replace(job, rounds=50)))
-        reconciler.stdin.close()
-        while reconciler.stdout.readline() != b"round\n":
-            pass
+    with reconciler_of(replace(job, rounds=50)) as reconciler:
         reconciler.kill()
     assert 1 <= run(job, rounds=50).resumed_from < 50
     assert same(job.run_dir, tmp_path / "undisturbed", 50)

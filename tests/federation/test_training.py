@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from reconciler.errors import TrainingError
-from reconciler.federation.training import TrainingEvent, TrainingJob
+from reconciler.federation.training import TrainingEvent, TrainingJob, read_result
+from tests.federation.processes import aggregator_of, reconciler_of
 
 
 def parameters(run_dir: Path, number: int) -> list[np.ndarray]:
@@ -27,6 +28,14 @@ def parameters(run_dir: Path, number: int) -> list[np.ndarray]:
 def same(one: Path, other: Path, number: int) -> bool:
     pairs = zip(parameters(one, number), parameters(other, number), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("damage", [b"0", b"[]", b'{"digest": "D", "rounds": 1, "holdout": 0}', b"\xff"])
+def test_a_damaged_result_is_none(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "MLmodel").touch()
+    (tmp_path / "result.json").write_bytes(damage)
+    assert read_result(tmp_path, "D") is None
 
 
 def test_it_learns_and_writes_a_model(job: TrainingJob, run) -> None:
@@ -89,18 +98,6 @@ def test_a_killed_aggregator_resumes_to_the_same_model(job: TrainingJob, run, tm
     assert same(job.run_dir, tmp_path / "undisturbed", 5)
 
 
-def aggregator_of(run_dir: Path) -> int:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if str(run_dir / "job.json").encode() in words:
-                return int(entry.name)
-    raise AssertionError("no aggregator")
-
-
 def test_cancelling_leaves_no_process(job: TrainingJob, run) -> None:
     with pytest.raises(TrainingError) as caught:
         run(job, cancelled=lambda: "started" in run.kinds(), rounds=1000)
@@ -110,18 +107,7 @@ def test_cancelling_leaves_no_process(job: TrainingJob, run) -> None:
 
 
 def test_a_killed_reconciler_takes_its_children_with_it(job: TrainingJob) -> None:
-    code = "import pickle, sys; from reconciler.federation.training import run_training; "
-    code += "job = pickle.load(sys.stdin.buffer); "
-    code += "run_training(job, on_event=lambda e: print(e.kind, flush=True), cancelled=lambda: False)"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as reconciler:
-        assert reconciler.stdin is not None
-        assert reconciler.stdout is not None
-        reconciler.stdin.write(pickle.dumps(replace(job, rounds=100_000)))
-        reconciler.stdin.close()
-        while reconciler.stdout.readline() != b"round\n":
-            pass
+    with reconciler_of(replace(job, rounds=100_000)) as reconciler:
         group = os.getpgid(aggregator_of(job.run_dir))
         reconciler.kill()
     deadline = time.monotonic() + 20

@@ -33,6 +33,7 @@ from reconciler.nodes.superlink import Access, SuperLink
 from reconciler.spec.training import Cluster
 
 REPO = Path(__file__).parent.parent / "federation" / "repos" / "digits"
+_KEPT = ("PATH", "LANG", "HOME", "TMPDIR", "DOCKER_HOST", "SSL_CERT_FILE")
 LOCK = ("3.11", "numpy==0 # the environment of the tests\n")
 
 
@@ -142,6 +143,9 @@ class Federation:
     candidates: dict[str, Candidate] = field(default_factory=dict)
     allowed: dict[str, bytes] = field(default_factory=dict)
     events: list[TrainingEvent] = field(default_factory=list)
+    lock: tuple[str, str] = LOCK
+    cache: Path | None = None
+    """Where nodes keep environments and layers; below `root` unless several federations share it."""
 
     def __post_init__(self) -> None:
         self.folder = self.root / "superlink"
@@ -155,16 +159,17 @@ class Federation:
             self.root / "superlink.log", self.folder, self._env(), self.netns,
         )  # fmt: skip
         self.bridge: Process | None = None
-        environment = self.root / "cache" / "environments" / "envs" / digest_of(list(LOCK))[:32]
-        (environment / "bin").mkdir(parents=True)
+        self.cache = self.cache or self.root / "cache"
+        environment = self.cache / "environments" / "envs" / digest_of(list(self.lock))[:32]
+        (environment / "bin").mkdir(parents=True, exist_ok=True)
         (environment / ".complete").write_text("")
         # The environment of the tests' lock is the one that the tests run in.
         (environment / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         (environment / "bin" / "python").chmod(0o755)
 
     def _env(self) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "HOME", "TMPDIR") if name in os.environ}
-        return {**kept, "FLWR_TELEMETRY_ENABLED": "0", "FLOPS_CACHE": str(self.root / "cache"), "PYTHONUNBUFFERED": "1"}
+        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        return {**kept, "FLWR_TELEMETRY_ENABLED": "0", "FLOPS_CACHE": str(self.cache), "PYTHONUNBUFFERED": "1"}
 
     def start(self) -> Federation:
         self.server.start()
@@ -204,7 +209,7 @@ class Federation:
         self, name: str, *, tags: str = "blobs", rows: int = 200, allow: bool = True, seed: int | None = None, netns: str = "",
         declared_tags: Sequence[str] | None = None, data: Path | None = None, partition: tuple[int, int] = (0, 1),
         test_fraction: float = 0.0,
-        cluster: str = "", says: str = "",
+        cluster: str = "", says: str = "", options: Sequence[str] = (),
     ) -> Process:  # fmt: skip
         """A node with its own key and data; allowed and declared for its tags unless it is not to be."""
         folder = self.root / name
@@ -227,7 +232,7 @@ class Federation:
                 sys.executable, "-m", "reconciler.cli", "node", "join", "--superlink", f"{self.host}:{self.port}",
                 "--data", str(place), "--tags", tags, "--root-certificates", str(self.folder / "ca.pem"),
                 "--key", str(folder / "node.key"), "--partition-id", str(partition[0]), "--num-partitions", str(partition[1]),
-                "--cluster", says,
+                "--cluster", says, *options,
             ],
             folder / "node.log", folder, self._env(), netns,
         )  # fmt: skip
@@ -245,7 +250,7 @@ class Federation:
         privacy: Mapping[str, Any] | None = None,
     ) -> Callable[[], Relay]:  # fmt: skip
         """The same for another process."""
-        spec = fab.LearnerSpec(digest, "digits", "sklearn", 1, ("blobs",), 200, 1, setup, *LOCK, privacy)
+        spec = fab.LearnerSpec(digest, "digits", "sklearn", 1, ("blobs",), 200, 1, setup, *self.lock, privacy)
         declared = {name: candidate.cluster for name, candidate in self.candidates.items()}
         found = None if clusters is None else grouped(declared, clusters, self.allowed, "tests")
         candidates = list(self.candidates.values())

@@ -198,6 +198,18 @@ def test_a_bundle_that_is_not_what_was_announced_or_too_large_is_refused(tmp_pat
         assert caught.value.code == "FL5807"
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [{"python": "--help"}, {"python": "3.11\n"}, {"project": "../x"}, {"project": ""}, {"memory_mb": 0}, {"flavor": "pickle"}],
+)
+def test_a_bundle_that_asks_for_what_cannot_be_is_refused(tmp_path: Path, odd: dict[str, object]) -> None:
+    """Its words become arguments of programs and names of containers."""
+    bundle = fab.build(REPO, replace(SPEC, **odd))  # type: ignore[arg-type]
+    with pytest.raises(TrainingError) as caught:
+        fab.unpack(bundle.content, bundle.hash, tmp_path)
+    assert caught.value.code == "FL5807"
+
+
 def test_an_ml_repo_that_is_too_large_for_flower_is_told(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(np.random.default_rng(0).bytes(12 << 20))
     with pytest.raises(TrainingError) as caught:
@@ -304,10 +316,11 @@ def test_tags_without_data_and_too_few_rows(data: NodeData, tmp_path: Path) -> N
     with pytest.raises(DataError) as caught:
         data.shard(["a"], 0, 3)
     assert caught.value.code == "FL4504"
-    (tmp_path / "node" / "catalog.json").write_text("{broken")
-    with pytest.raises(DataError) as caught:
-        data.list()
-    assert caught.value.code == "FL4503"
+    for damage in ("{broken", "2", '{"a": 2}'):
+        (tmp_path / "node" / "catalog.json").write_text(damage)
+        with pytest.raises(DataError) as caught:
+            data.list()
+        assert caught.value.code == "FL4503"
 
 
 def test_times_as_people_say_them() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import orjson
 import pytest
 
 from bench.workbench import Workbench, make
+from tests.dockerkit import open_engine
 from tests.nodes.kit import REPO, Process, eventually, free_port, write_rows
 
 SLA = """customerID: demo
@@ -39,10 +42,14 @@ def bench(tmp_path: Path) -> Iterator[Workbench]:
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(600)
-def test_a_merged_sla_trains_on_declared_nodes_only_and_serves_what_it_measured_there(bench: Workbench, tmp_path: Path) -> None:
-    import sys
-
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("north", ["process", pytest.param("docker", marks=pytest.mark.long)])
+def test_a_merged_sla_trains_on_declared_nodes_only_and_serves_what_it_measured_there(
+    bench: Workbench, tmp_path: Path, north: str
+) -> None:
+    """Whatever the runtime of a node is: what is locked here is made an image there."""
+    if north == "docker":
+        open_engine()
     port = free_port()
     for folder in (bench.clone / "projects").iterdir():
         shutil.rmtree(folder)
@@ -66,6 +73,7 @@ def test_a_merged_sla_trains_on_declared_nodes_only_and_serves_what_it_measured_
         command = [
             sys.executable, "-m", "reconciler.cli", "node", "join", "--superlink", f"localhost:{port}", "--data", str(data),
             "--tags", "blobs", "--root-certificates", str(tmp_path / "ca.pem"),
+            "--runtime", north if name == "north" else "process",
         ]  # fmt: skip
         nodes.append(Process(command, tmp_path / f"{name}.log", tmp_path, dict(os.environ)))
     bench.commit("Two nodes and a project")
@@ -106,4 +114,4 @@ def test_a_merged_sla_trains_on_declared_nodes_only_and_serves_what_it_measured_
         assert messages["train"].endswith("; cluster nobody was left out of cycle 1, 2")
     finally:
         for node in nodes:
-            node.kill()
+            node.kill(signal.SIGTERM)

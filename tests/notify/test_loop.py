@@ -199,7 +199,7 @@ def test_metrics_count_by_target_and_result(site: Site, forge: Forge) -> None:
 def test_another_reconciler_that_took_over_tells(site: Site, forge: Forge) -> None:
     site.edit(site.project("a"))
     site.tell()
-    site.controller._lose()
+    site.controller.leadership.lose()
     before = len(forge.requests)
     site.controller.notifier.offer({"a": {"conditions": []}}, "c" * 40, changed=True)
     site.controller.notifier.flush(0.2)

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reconciler.commands.plan import as_markdown
 from reconciler.errors import SpecErrors
 from reconciler.notify import texts
 from reconciler.notify.channels import MAX_ROWS, body
 from reconciler.notify.notice import Notice, State, notice
+from reconciler.plan import Action, Change, InputChange, Plan, ProjectPlan, Stage, Verb
 from reconciler.spec import load_operator_config
 from tests.notify import sending
 
@@ -34,6 +36,22 @@ def test_a_comment_is_a_table_whatever_stands_in_it(text: str) -> None:
         # Outside of code spans there is nothing of the tenant's.
         outside = re.sub(r"`[^`]*`", "", row)
         assert re.fullmatch(r"\| +\| ✅ done \| +\| +\|", outside), outside
+        assert not re.search(r"@\w", row)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_plan_in_a_comment_is_tables_whatever_stands_in_them(text: str) -> None:
+    """As `ci/plan_comment.py` posts it: an SLA of a pull request names nobody, and refers to nothing."""
+    item = ProjectPlan(text, Change.TRAIN, text, "d" * 64, (Action(Stage.TRAIN, Verb.RUN, text),), (InputChange(text, text, ""),))
+    made = as_markdown(Plan((item,)))
+    made.encode()
+    for row in made.split("\n"):
+        outside = re.sub(r"`[^`]*`", "", row)
+        if row.startswith("<details>"):
+            inside = row.removeprefix("<details><summary>").removesuffix(": stages</summary>")
+            assert not set("<>") & set(inside)
+        else:
+            assert re.fullmatch(r"[ |a-z-]*|### Plan|</details>|Plan: 1 train\.", outside), outside
         assert not re.search(r"@\w", row)
 
 

@@ -1,7 +1,7 @@
 """A server for the tests of the runtime: stands on its sockets as the inference server does, without a model.
 
-`--say TEXT` is the answer; `--broken` ends at once; `--mute` never becomes healthy. `/die`, `/hang` and `/grow` do so, `/env`
-shows the environment, `/print` prints it, `/slow` takes half a second.
+`--say TEXT` is the answer; `--broken` ends at once; `--mute` never becomes healthy; `--killed` is killed at its
+start. `/die`, `/hang` and `/grow` do so, `/env` shows the environment, `/print` prints it, `/slow` takes half a second.
 """
 
 import argparse
@@ -19,6 +19,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--say", default="one")
 parser.add_argument("--broken", action="store_true")
 parser.add_argument("--mute", action="store_true")
+parser.add_argument("--killed", action="store_true")
 parser.add_argument("--child", action="store_true")
 parser.add_argument("--host", default="127.0.0.1")
 parser.add_argument("--port", type=int)
@@ -84,6 +85,9 @@ print("started", options.say, flush=True)
 if options.broken:
     print("ModuleNotFoundError: No module named 'nothing'", file=sys.stderr, flush=True)
     sys.exit(7)
+if options.killed:
+    os.kill(os.getpid(), signal.SIGKILL)
+    sys.exit(137)  # as the first process of a container, which no signal of its own reaches
 if options.fd is None:
     if options.child and os.fork():  # as servers with workers do: the child has the port
         os.wait()

@@ -170,6 +170,9 @@ def test_a_version_that_does_not_start_does_not_take_over(docker_runtime, engine
     with pytest.raises(ServingError) as caught:
         docker_runtime.apply(boxed("three", "--mute", start_timeout=2.0))
     assert caught.value.code == "FL7003"
+    with pytest.raises(ServingError) as caught:
+        docker_runtime.apply(boxed("four", "--killed"))
+    assert (caught.value.code, caught.value.transient) == ("FL7007", True)
     assert get(service.address) == "one"
     assert until(lambda: len(containers(engine, tmp_path)) == 1)
 

@@ -1,13 +1,7 @@
-"""Podman's socket instead of Docker's: images come in without a registry, services run, change and go.
-
-A service of Podman's own for these tests, with settings that need no systemd: they skip where its programs are missing.
-"""
+"""Podman's socket instead of Docker's: images come in without a registry, services run, change and go."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -23,51 +17,15 @@ from reconciler.runtimes.docker import DockerRuntime
 from reconciler.runtimes.docker_engine import DockerEngine
 from reconciler.runtimes.model import ServiceSpec
 from tests.dockerkit import base_image, image_with
-from tests.engine import until
 from tests.images.imagekit import make_image
+from tests.podmankit import podman_engine
 from tests.runtimes.conftest import SERVER, get, observed
-
-_ROOT = {"path": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/usr/libexec/podman"}
-_SETTINGS = """
-[engine]
-runtime = "runc"
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-[containers]
-default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
-"""
 
 
 @pytest.fixture(scope="module")
 def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
-    """The engine behind a Podman service of its own."""
-    absent = [name for name in ("podman", "runc", "conmon", "catatonit") if shutil.which(name, **_ROOT) is None]
-    if absent:
-        pytest.skip(f"{', '.join(absent)} is not installed (Debian's packages of these names)")
-    root = tmp_path_factory.mktemp("podman")
-    folder = Path(tempfile.mkdtemp(prefix="flops-podman-", dir="/run"))  # short: paths of sockets end at 108 bytes
-    (root / "containers.conf").write_text(_SETTINGS)
-    storage = f'[storage]\ndriver = "overlay"\nrunroot = "{folder}/run"\ngraphroot = "{root}/graph"\n'
-    (root / "storage.conf").write_text(storage)
-    environment = {
-        "PATH": _ROOT["path"], "CONTAINERS_CONF": str(root / "containers.conf"),
-        "CONTAINERS_STORAGE_CONF": str(root / "storage.conf"), "HOME": str(root), "TMPDIR": str(root),
-    }  # fmt: skip
-    host = f"unix://{folder}/podman.sock"
-    with (root / "log").open("wb") as log:
-        service = subprocess.Popen(["podman", "system", "service", "--time", "0", host], env=environment, stdout=log, stderr=log)
-    try:
-        engine = DockerEngine(host)
-        until(lambda: engine.answers() or service.poll() is not None, 60)
-        if service.poll() is not None:
-            pytest.skip(f"Podman does not run here: {(root / 'log').read_text()[-300:]}")
+    with podman_engine(tmp_path_factory.mktemp("podman")) as engine:
         yield engine
-    finally:
-        service.terminate()
-        service.wait(30)
-        subprocess.run(["umount", "--lazy", str(root / "graph" / "overlay")], check=False, capture_output=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(root / "graph", ignore_errors=True)
 
 
 def test_an_image_of_the_store_comes_in_without_a_registry(podman: DockerEngine, tmp_path: Path) -> None:

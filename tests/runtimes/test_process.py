@@ -127,7 +127,7 @@ def test_a_request_in_flight_is_finished_by_the_old_version(runtime: ProcessRunt
     assert said == ["one"]
 
 
-@pytest.mark.parametrize(("flag", "code"), [("--broken", "FL7002"), ("--mute", "FL7003")])
+@pytest.mark.parametrize(("flag", "code"), [("--broken", "FL7002"), ("--mute", "FL7003"), ("--killed", "FL7007")])
 def test_a_version_that_never_gets_healthy_does_not_take_over(
     runtime: ProcessRuntime, spec: Make, tmp_path: Path, flag: str, code: str
 ) -> None:
@@ -135,6 +135,7 @@ def test_a_version_that_never_gets_healthy_does_not_take_over(
     with pytest.raises(ServingError) as raised:
         runtime.apply(spec("two", flag, start_timeout=1.0 if flag == "--mute" else 20.0))
     assert raised.value.code == code
+    assert raised.value.transient == (flag == "--killed")  # who kills a server – the kernel, an operator – has said nothing of it
     assert ("No module named 'nothing'" in raised.value.cause) == (flag == "--broken")
     assert get(old.address) == "one"
     assert observed(runtime) == old
@@ -233,6 +234,18 @@ def test_a_reused_process_id_is_not_taken_for_the_supervisor(runtime: ProcessRun
     assert not observed(runtime).healthy
     (folder / "state.json").write_text(json.dumps(state))
     assert supervisor_of(tmp_path) == real
+
+
+@pytest.mark.parametrize("labels", ["a", 1, {"a": True}, None])
+def test_a_service_whose_labels_are_none_is_not_healthy(
+    runtime: ProcessRuntime, spec: Make, tmp_path: Path, labels: object
+) -> None:
+    runtime.apply(spec("one"))
+    path = tmp_path / "services" / "demo" / "state.json"
+    content = path.read_bytes()
+    path.write_text(json.dumps(json.loads(content) | {"labels": labels}))
+    assert (observed(runtime).labels, observed(runtime).healthy) == ({}, False)
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("damage", [b"\x00{", b"{}", None], ids=["no JSON", "empty", "gone"])

@@ -35,7 +35,7 @@ from reconciler.spec import load_mock_data, load_operator_config, load_sla
 from reconciler.spec.loader import load_build_plan, load_node
 from reconciler.stages.package import EXTRA, read_lock, read_origin
 from reconciler.statusdoc import Renderer, merge, read_documents, sound, subject
-from reconciler.tracking.client import _run, _version
+from reconciler.tracking.reading import _run, _version
 from reconciler.web.webhooks import Forge, authenticate, concerns, parse
 
 ROOT = Path(__file__).parent.parent.parent
@@ -223,7 +223,15 @@ def _runs(folder: Path) -> Target:
         (folder / "result.json").write_bytes(data)
         read_result(folder, DIGEST)
 
-    return Target(run, (json.dumps(result).encode(), json.dumps({**result, "clusters": {"a": [A_ROUND]}}).encode()), share=20)
+    return Target(
+        run,
+        (
+            json.dumps(result).encode(),
+            json.dumps({**result, "clusters": {"a": [A_ROUND]}}).encode(),
+            json.dumps({**result, "holdout": 0}).encode(),
+        ),
+        share=20,
+    )
 
 
 def _bundles(folder: Path) -> Target:
@@ -258,7 +266,8 @@ def _services(folder: Path) -> Target:
             assert service.name == "a"
             assert all(isinstance(text, str) for item in service.labels.items() for text in item)
 
-    return Target(run, (seed, joined(b"{}", b"{}", b"")), share=20)
+    wrong = [joined(b"{}", json.dumps({**state, "labels": labels}).encode(), b"4711") for labels in ({"a": True}, "a")]
+    return Target(run, (seed, joined(b"{}", b"{}", b""), *wrong), share=20)
 
 
 def _checkpoints(folder: Path) -> Target:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
@@ -30,7 +31,10 @@ CHECKS = [
     not_a_server_error, status_code_conformance, content_type_conformance, response_headers_conformance,
     response_schema_conformance, negative_data_rejection, unsupported_method,
 ]  # fmt: skip
-schema = schemathesis.openapi.from_dict(document())
+# An address that is too long is refused as well (RFC 9110, 15.5.15); schemathesis does not count that by itself.
+REFUSALS = ["400", "401", "403", "404", "405", "406", "409", "414", "415", "422", "428", "429", "5xx"]
+CONFIG = schemathesis.Config.from_dict({"checks": {"negative_data_rejection": {"expected-statuses": REFUSALS}}})
+schema = schemathesis.openapi.from_dict(document(), config=CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,11 @@ def test_the_server_answers_as_it_says(case: schemathesis.Case, address: str) ->
     good = case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE
     if good and case.path_parameters and len(case.path_parameters["name"]) % 2:
         case.path_parameters["name"] = "a"  # half of them are about a project that there is
-    case.call_and_validate(base_url=address, headers={"authorization": f"Bearer {OPERATOR}"}, checks=CHECKS)
+    answer = case.call(base_url=address, headers={"authorization": f"Bearer {OPERATOR}"})
+    sent = parse_qs(urlsplit(str(answer.request.url)).query, keep_blank_values=True)
+    # A parameter without a value – an empty list – is not in the address: nobody can refuse it.
+    vanished = not set(case.query or {}) <= set(sent)
+    case.validate_response(answer, checks=[each for each in CHECKS if not (vanished and each is negative_data_rejection)])
 
 
 def test_it_is_still_there_after_all_that(address: str) -> None:
