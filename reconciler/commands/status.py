@@ -27,7 +27,7 @@ REFRESH = 1.0
 def show_status(repo: Path, state: Path | None, console: Console, project: str, *, as_json: bool, watch: bool) -> int:
     """Print the status; 0 when everything shown is Ready and Synced, 1 otherwise."""
     engine = open_engine(repo, state)
-    documents = _documents(engine, project)
+    documents = _documents(engine, project, engine.status.read())
     if as_json:
         print(orjson.dumps({"projects": list(documents.values())}, option=orjson.OPT_INDENT_2).decode())
     elif not watch:
@@ -41,6 +41,7 @@ def _watch(engine: Engine, console: Console, project: str, documents: Mapping[st
     """Show every change until interrupted: in place on a terminal, one below the other elsewhere, a document each as JSON."""
     with Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else nullcontext() as live:
         shown: Mapping[str, Document] | None = documents if as_json else None
+        tip, files = "", dict[str, bytes]()
         while True:
             if documents != shown:
                 shown = documents
@@ -51,7 +52,9 @@ def _watch(engine: Engine, console: Console, project: str, documents: Mapping[st
                 else:
                     show(console, _shown(documents, project))
             time.sleep(REFRESH)
-            documents = _documents(engine, project)
+            if (now := engine.status.tip()) != tip:
+                tip, files = now, engine.status.read()
+            documents = _documents(engine, project, files)
 
 
 def _shown(documents: Mapping[str, Document], project: str) -> RenderableType:
@@ -97,8 +100,8 @@ def show_history(repo: Path, state: Path | None, console: Console, project: str,
     show(console, table)
 
 
-def _documents(engine: Engine, project: str) -> dict[str, Draft]:
-    documents = read_documents(engine.status.read())
+def _documents(engine: Engine, project: str, files: Mapping[str, bytes]) -> dict[str, Draft]:
+    documents = read_documents(files)
     if project and project not in documents:
         raise ControllerError(
             "FL9006",

@@ -129,9 +129,8 @@ _PIECES = st.sampled_from(
      CANARY, CANARY[:6], CANARY[6:], json.dumps(CANARY), "-----BEGIN PRIVATE KEY-----", "ghp_0123456789abcdefABCDEF"]
 )  # fmt: skip
 _TEXTS = st.lists(_PIECES, max_size=5).map("".join)
-_DOCUMENTS = st.dictionaries(
-    _TEXTS, st.recursive(_TEXTS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXTS, inner))
-)
+_VALUES = _TEXTS | st.lists(_TEXTS, max_size=3) | st.dictionaries(_TEXTS, _TEXTS | st.lists(_TEXTS, max_size=2), max_size=3)
+_DOCUMENTS = st.dictionaries(_TEXTS, _VALUES, max_size=4)
 
 
 @given(_DOCUMENTS)
