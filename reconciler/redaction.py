@@ -51,6 +51,8 @@ _SHAPES: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = tuple(
         ),
     )
 )
+_OPEN_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----(?!.*-----END [A-Z ]*PRIVATE KEY-----)", re.IGNORECASE | re.DOTALL)
+"""A key whose end is still to come."""
 _HINTED = re.compile("|".join(re.escape(hint) for hints, _, _ in _SHAPES for hint in hints))
 """Most texts have none of them, and no text costs more than that question."""
 _SECRET_NAME = re.compile(r"(?:^|_)(?:SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|API_?KEY|ACCESS_KEY|PRIVATE_KEY|AGE_KEY)(?:_|$)")
@@ -150,16 +152,21 @@ class Redactor:
 
 
 class Stream:
-    """Masks what comes in pieces: a secret that is cut by the end of a piece is still found. It is held back to its line's end."""
+    """Masks what comes in pieces: a secret that is cut by the end of a piece is still found.
+
+    What comes is held back to its line's end, and a private key, which has many lines, to its last one.
+    """
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
         self._rest = b""
 
     def feed(self, chunk: bytes) -> bytes:
-        """Everything up to the last line's end, masked; a line longer than `MAX_LINE` goes in two."""
+        """Everything up to the last line's end, masked; a line, or a key, longer than `MAX_LINE` goes in two."""
         held = self._rest + chunk
         end = max(held.rfind(b"\n"), held.rfind(b"\r")) + 1
+        if opened := _OPEN_KEY.search(held, 0, end):
+            end = opened.start()
         if len(held) - end > MAX_LINE:
             end = len(held)
         self._rest = held[end:]

@@ -21,6 +21,7 @@ from tests.soak.sizes import size
 PROJECT = "mnist-classic"
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.e2e,
     pytest.mark.timeout(600),
     pytest.mark.long,

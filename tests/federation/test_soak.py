@@ -1,6 +1,6 @@
 """Kills at random times: every run ends, and with the undisturbed model where every round had the same answers.
 
-Once of each kind here; twenty times in `make soak` (FLOPS_SOAK_TIMES).
+In `make soak` only, twenty times of each kind (FLOPS_SOAK_TIMES).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tests.federation.test_training import same
 from tests.soak.sizes import size
 
 TIMES = size("FLOPS_SOAK_TIMES", short=1, long=20)
+pytestmark = pytest.mark.long  # `test_failures` and `test_hierarchy` kill each of them at a moment that they choose
 CYCLES, ROUNDS = 4, 4
 
 

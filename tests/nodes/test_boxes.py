@@ -100,6 +100,7 @@ def failing(boxed: Federation, repo: Path, code: str, digest: str) -> TrainingEr
     return caught.value
 
 
+@pytest.mark.long
 def test_a_learner_that_needs_more_than_the_owner_gives_is_told_with_both_numbers(boxed: Federation, repo: Path) -> None:
     boxed.node("a", options=(*DOCKER, "--memory", "450", "--data", "data")).start()  # where it was started
     told = failing(boxed, repo, "self.hoard = bytearray(b'x' * 900_000_000)", "01" * 32)
