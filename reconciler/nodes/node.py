@@ -91,6 +91,7 @@ class Node:
         self._stop = threading.Event()
         self._learners: dict[str, _Learner] = {}
         self._unsent: tuple[Message, float] | None = None
+        self._tried = False
         self._looked = 0.0
 
     def stop(self) -> None:
@@ -144,12 +145,7 @@ class Node:
     def _serve(self, fleet: Fleet) -> None:
         last = self._clock()
         while not self._stop.is_set():
-            if self._unsent is not None:
-                try:
-                    fleet.send(*self._unsent)
-                except RunOverError:
-                    self._tell("run", "the run ended before the answer was there")
-                self._unsent = None
+            self._send(fleet)
             try:
                 message = fleet.receive()
             except RunOverError:
@@ -165,6 +161,24 @@ class Node:
             last = self._clock()
             if answer is not None:
                 self._unsent = (reply_to(message, answer), last - started)
+
+    def _send(self, fleet: Fleet) -> None:
+        """Sends what a learner answered, over as many connections as it takes, as long as its run is there.
+
+        A SuperLink that was started anew knows nothing of the run, and fails at an answer to it as it fails at what may pass. So it
+        is asked for the run first when a try has failed; else the node would try for ever and answer nobody else.
+        """
+        if self._unsent is None:
+            return
+        reply, seconds = self._unsent
+        try:
+            if self._tried:
+                fleet.bundle_hash(reply.metadata.run_id)
+            self._tried = True
+            fleet.send(reply, seconds)
+        except RunOverError:
+            self._tell("run", "the run ended before the answer was there")
+        self._unsent, self._tried = None, False
 
     def _let_go(self, fleet: Fleet) -> None:
         """Ends the learners of runs that are over: Flower tells a node nothing about the end of a run."""
