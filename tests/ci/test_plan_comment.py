@@ -43,13 +43,14 @@ class Hub:
     clone: Path
     folder: Path
 
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, text: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         # The interpreter by its real name has no `flops` beside it: the one on the PATH is taken, as in a user's workflow.
         script = self.clone / "ci" / "plan_comment.py"
         env = {name: value for name, value in os.environ.items() if not name.startswith("GITHUB_")}
         env |= {"PATH": f"{self.folder}:{env['PATH']}", "FAKE_GH": str(self.folder), **environment}
         python = str(Path(sys.executable).resolve())
-        return subprocess.run([python, script, *arguments], cwd=self.clone, env=env, capture_output=True, text=True, check=False)
+        command = [python, script, *arguments]
+        return subprocess.run(command, cwd=self.clone, env=env, input=text, capture_output=True, text=True, check=False)
 
     def holds(self, *comments: dict[str, Any]) -> None:
         (self.folder / "comments.json").write_text(json.dumps([list(comments)]))
@@ -76,7 +77,7 @@ def hub(repos: Repos, tmp_path: Path) -> Hub:
     return made
 
 
-def test_without_a_number_it_prints(hub: Hub) -> None:
+def test_it_prints_and_asks_nobody(hub: Hub) -> None:
     done = hub.run("--base", "main")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(MARK)
@@ -84,12 +85,27 @@ def test_without_a_number_it_prints(hub: Hub) -> None:
     assert not (hub.folder / "asked.jsonl").exists()
 
 
+def test_in_a_workflow_it_is_in_the_summary_and_an_output(hub: Hub, tmp_path: Path) -> None:
+    summary, output = tmp_path / "summary.md", tmp_path / "output"
+    done = hub.run("--base", "main", GITHUB_STEP_SUMMARY=str(summary), GITHUB_OUTPUT=str(output))
+    assert done.returncode == 0, done.stderr
+    assert "mnist-classic" in summary.read_text()
+    first, *lines, last = output.read_text().splitlines()
+    assert first == f"plan<<{last}"
+    assert lines == summary.read_text().splitlines()
+    hub.run("--base", "main", GITHUB_OUTPUT=str(output))
+    assert output.read_text().splitlines()[-1] != last  # nobody can foresee the end
+
+
 def test_the_first_time_it_writes_a_comment(hub: Hub) -> None:
     hub.holds({"id": 1, "body": "Looks good", "user": {"type": "User"}})
-    assert hub.run("--base", "main", "--pull", "7").returncode == 0
+    assert hub.run("--publish", "7", text=hub.run("--base", "main").stdout).returncode == 0
     asked = hub.asked()[-1]
     assert asked["arguments"][:4] == ["api", "--method", "POST", "repos/{owner}/{repo}/issues/7/comments"]
-    assert json.loads(asked["stdin"])["body"].startswith(MARK)
+    comment = json.loads(asked["stdin"])["body"]
+    assert comment.startswith(MARK)
+    assert comment.count(MARK) == 1
+    assert "training_rounds` | `3` | `10`" in comment
 
 
 def test_the_next_time_it_edits_its_own(hub: Hub) -> None:
@@ -97,22 +113,36 @@ def test_the_next_time_it_edits_its_own(hub: Hub) -> None:
         {"id": 5, "body": f"{MARK}\nforged", "user": {"type": "User"}},
         {"id": 6, "body": f"{MARK}\nolder", "user": {"type": "Bot"}},
     )
-    assert hub.run("--base", "main", "--pull", "7", GITHUB_ACTIONS="true").returncode == 0
+    assert hub.run("--publish", "7", text="### Plan", GITHUB_ACTIONS="true").returncode == 0
     assert hub.asked()[-1]["arguments"][:4] == ["api", "--method", "PATCH", "repos/{owner}/{repo}/issues/comments/6"]
 
 
-def test_a_fork_may_not_comment_and_gets_its_plan_in_the_summary(hub: Hub, tmp_path: Path) -> None:
+def test_what_a_pull_request_printed_is_marked_and_bounded(hub: Hub) -> None:
+    assert hub.run("--publish", "7", text="ä" * 100_000).returncode == 0
+    comment = json.loads(hub.asked()[-1]["stdin"])["body"]
+    assert comment.startswith(f"{MARK}\nää")
+    assert comment.endswith("run `flops plan` for all of it.\n")
+    assert len(comment.encode()) < 65_536
+
+
+def test_a_comment_that_is_refused_fails(hub: Hub) -> None:
     (hub.folder / "refuse").touch()
-    done = hub.run("--base", "main", "--pull", "7", GITHUB_STEP_SUMMARY=str(tmp_path / "summary.md"))
-    assert done.returncode == 0
-    assert "HTTP 403" in done.stderr
-    assert "mnist-classic" in (tmp_path / "summary.md").read_text()
-
-
-def test_a_plan_that_cannot_be_made_is_told_and_fails(hub: Hub) -> None:
-    done = hub.run("--base", "no-such-branch", "--pull", "7")
+    done = hub.run("--publish", "7", text="### Plan")
     assert done.returncode == 1
-    assert "could not be made" in json.loads(hub.asked()[-1]["stdin"])["body"]
+    assert "HTTP 403" in done.stderr
+
+
+def test_without_a_plan_nothing_is_published(hub: Hub) -> None:
+    done = hub.run("--publish", "7", text=" \n")
+    assert done.returncode == 1
+    assert "no plan to publish" in done.stderr
+    assert not (hub.folder / "asked.jsonl").exists()
+
+
+def test_a_plan_that_cannot_be_made_is_told_and_fails(hub: Hub, tmp_path: Path) -> None:
+    done = hub.run("--base", "no-such-branch", GITHUB_OUTPUT=str(tmp_path / "output"))
+    assert done.returncode == 1
+    assert "could not be made" in (tmp_path / "output").read_text()
 
 
 def test_an_invalid_sla_fails_and_its_project_is_named(hub: Hub) -> None:
@@ -123,4 +153,4 @@ def test_an_invalid_sla_fails_and_its_project_is_named(hub: Hub) -> None:
 
 
 def test_a_number_is_a_number(hub: Hub) -> None:
-    assert hub.run("--base", "main", "--pull", "7/../8").returncode == 2
+    assert hub.run("--publish", "7/../8").returncode == 2

@@ -135,3 +135,26 @@ lower_priority()
 print(os.nice(0))
 """
     assert inside(code) == "True\n19"
+
+
+def test_a_result_with_another_digit_is_no_result_and_takes_no_other_round_with_it(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+from flops_runtime.checkpoints import Checkpoints
+folder = Path(sys.argv[1])
+kept = Checkpoints(folder)
+result = {"round": 1, "accuracy": 0.875, "loss": float("nan"), "metrics": {"f1": 1e-17}}
+rounds = [{**result, "round": number} for number in range(1, 8)]
+for number, done in enumerate(rounds, 1):
+    kept.save(number, {"0": np.full(3, number)}, {"m": np.full(2, number)}, done)
+for damage in (None, "0007.json"):
+    if damage:
+        file = folder / damage
+        file.write_text(file.read_text().replace("0.875", "0.975"))
+    results, parameters, state = kept.load(9)
+    print(len(results), repr(results) == repr(rounds[:len(results)]), parameters["0"], state["m"])
+print(len(list(folder.glob("*.state.npz"))))
+"""
+    assert inside(code, str(tmp_path)).splitlines() == ["7 True [7 7 7] [7 7]", "6 True [6 6 6] [6 6]", "2"]

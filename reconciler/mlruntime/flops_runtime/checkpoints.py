@@ -7,6 +7,7 @@ temporary file, synced and renamed, so a crash leaves either the whole file or n
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 Arrays = dict[str, Any]  # ndarrays by name
-_NUMBERS = ("round", "loss", "accuracy", "learners_fit", "learners_evaluated", "failures", "seconds")
+_CHECKSUM = "sha256"
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -45,10 +46,11 @@ class Checkpoints:
         """Commits a round: its parameters, the strategy's state after it, and its result."""
         write_atomically(self._path(number, "state.npz"), lambda file: np.savez(file, **state))
         write_atomically(self._path(number, "npz"), lambda file: np.savez(file, **parameters))
-        text = json.dumps(result, indent=1).encode()
+        text = json.dumps({**result, _CHECKSUM: _checksum(result)}, indent=1).encode()
         write_atomically(self._path(number, "json"), lambda file: file.write(text))
+        # The state before stays: without it a damaged last round would take all others with it.
         with contextlib.suppress(FileNotFoundError):
-            self._path(number - 1, "state.npz").unlink()
+            self._path(number - 2, "state.npz").unlink()
 
     def load(self, limit: int) -> tuple[list[dict[str, Any]], Arrays, Arrays]:
         """The results of the rounds that are finished, the last one's parameters, and the strategy's state.
@@ -60,12 +62,10 @@ class Checkpoints:
         state: Arrays = {}
         for number in range(1, limit + 1):
             try:
-                result = json.loads(self._path(number, "json").read_bytes())
+                result = _checked(json.loads(self._path(number, "json").read_bytes()))
                 arrays = self.parameters(number)
             except Exception:
                 break  # a damaged archive fails in a dozen ways: a wrong checksum, a wrong length, a version that never was
-            if not _is_result(result):
-                break
             results.append(result)
             parameters = arrays
         while results:
@@ -90,8 +90,13 @@ class Checkpoints:
             return {name: archive[name] for name in archive.files}
 
 
-def _is_result(content: Any) -> bool:
-    """Whether what was read has what later rounds and the best one are chosen by."""
-    if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):
-        return False
-    return all(isinstance(content.get(name), (int, float)) for name in _NUMBERS)
+def _checked(content: Any) -> dict[str, Any]:
+    """A round's result as it was saved. Raises ValueError: later rounds and the best one are chosen by it, and a bit that
+    flips inside a number leaves another number."""
+    if not isinstance(content, dict) or content.pop(_CHECKSUM, None) != _checksum(content):
+        raise ValueError("the result is not what was saved")
+    return content
+
+
+def _checksum(result: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()

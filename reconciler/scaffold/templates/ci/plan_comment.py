@@ -1,8 +1,10 @@
 """The plan of a pull request as one comment that is kept up to date.
 
-Run: `python ci/plan_comment.py --base REV [--head REV] [--pull NUMBER]`. Without a number it prints the comment. With one it
-finds its own comment by a hidden mark and edits it, or writes it, through GitHub's command line (`gh`). A pull request from a
-fork may not be commented on: the plan then goes to the job's summary. Exit code 1 when the plan could not be made.
+Run: `python ci/plan_comment.py --base REV [--head REV]` prints it, and in a workflow also writes it to the job's summary and to
+its output `plan`. `… | python ci/plan_comment.py --publish NUMBER` finds the pull request's own comment by a hidden mark and
+edits it, or writes it, through GitHub's command line (`gh`). They are two jobs: what makes the plan runs the pull request's code
+and has no rights, what has the right to comment runs this file of the base branch. Exit code 1 when the plan could not be made,
+or not be written.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +21,8 @@ MARK = "<!-- flops-plan -->"
 ISSUES = "repos/{owner}/{repo}/issues"
 """`gh` fills in the braces from the clone that it runs in."""
 LIMIT = 60_000
-"""GitHub refuses comments over 65,536 characters."""
+"""Bytes: GitHub refuses comments over 65,536 characters, and Linux environment variables over 128 KiB."""
+MORE = "\n\n… and more; run `flops plan` for all of it.\n"
 
 
 def body(base: str, head: str) -> tuple[str, bool]:
@@ -30,9 +34,15 @@ def body(base: str, head: str) -> tuple[str, bool]:
     if not text:
         text = f"### Plan\n\nThe plan could not be made:\n\n```\n{done.stderr.strip()[-2000:].replace('```', '')}\n```"
         made = False
-    if len(text) > LIMIT:
-        text = text[:LIMIT] + "\n\n… and more; run `flops plan` for all of it."
-    return f"{MARK}\n{text}\n", made
+    return marked(text), made
+
+
+def marked(text: str) -> str:
+    """A text as our comment: with the mark that it is found by, and no longer than GitHub takes it."""
+    text = f"{MARK}\n{text.removeprefix(MARK).strip()}\n"
+    if len(text.encode()) > LIMIT:
+        text = text.encode()[:LIMIT].decode(errors="ignore") + MORE
+    return text
 
 
 def publish(text: str, pull: str) -> None:
@@ -49,27 +59,42 @@ def publish(text: str, pull: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Print or publish."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--base", help="the revision that the plan starts from")
+    what.add_argument("--publish", metavar="NUMBER", help="the pull request that gets what comes through standard input")
     parser.add_argument("--head", default="HEAD")
-    parser.add_argument("--pull", default="")
     options = parser.parse_args(arguments)
-    if options.pull and not options.pull.isdigit():
-        parser.error("--pull is a number")
-    text, made = body(options.base, options.head)
-    if not options.pull:
+    if options.publish is None:
+        text, made = body(options.base, options.head)
         print(text)
+        _tell_workflow(text)
         return 0 if made else 1
+    if not options.publish.isdecimal():
+        parser.error("--publish takes a number")
+    text = sys.stdin.read()
+    if not text.strip():
+        print("There is no plan to publish: the job that makes it did not come so far.", file=sys.stderr)
+        return 1
     try:
-        publish(text, options.pull)
+        publish(marked(text), options.publish)
     except subprocess.CalledProcessError as error:
         print(f"The comment could not be written: {error.stderr.strip()}", file=sys.stderr)
-        print(text)
-        summary = os.environ.get("GITHUB_STEP_SUMMARY")
-        if summary:
-            with Path(summary).open("a") as file:
-                file.write(text)
-    return 0 if made else 1
+        return 1
+    return 0
+
+
+def _tell_workflow(text: str) -> None:
+    """The plan for the job's page, and for the job that comments."""
+    summary, output = os.environ.get("GITHUB_STEP_SUMMARY"), os.environ.get("GITHUB_OUTPUT")
+    if summary:
+        with Path(summary).open("a") as file:
+            file.write(text)
+    if output:
+        # The text is a pull request's: an end that it could write itself would let it set other outputs.
+        end = secrets.token_hex(16)
+        with Path(output).open("a") as file:
+            file.write(f"plan<<{end}\n{text}{end}\n")
 
 
 def _flops() -> str:
