@@ -47,7 +47,7 @@ def test_a_straggler_is_dropped_and_let_in_again(job: TrainingJob, run, spoil) -
     assert failed.data["failure"]["code"] == "FL5021"
 
 
-@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2, 3))])
 def test_an_aggregator_killed_at_any_time_resumes_to_the_same_model(job: TrainingJob, run, tmp_path: Path, seed: int) -> None:
     """Between rounds or within one: the moment is a random one after a random event."""
     changes = {"strategy_name": "fedyogi", "rounds": 6}

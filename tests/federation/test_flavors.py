@@ -66,6 +66,7 @@ def of_flavor(job: TrainingJob, flavor: str, repo: Path, data: tuple[tuple[Path,
     return replace(job, python=python_of(repo, flavor), flavor=flavor, shards=data[0], holdout=data[1], memory_mb=500)
 
 
+@pytest.mark.long  # in `make test` the examples are trained from end to end: tests/e2e/test_flavors.py
 @pytest.mark.parametrize("flavor", FLAVORS)
 def test_an_example_learns_and_is_saved_without_its_repos_code(job: TrainingJob, run, digits, flavor: str) -> None:
     result = run(of_flavor(job, flavor, example(flavor), digits), rounds=2)

@@ -114,7 +114,15 @@ print(stop_reason([{"loss": 0, "accuracy": value} for value in values], rule) is
 # --- privacy ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mechanism", ["central-fixed", "central-adaptive", "client-fixed", "client-adaptive", "local"])
+@pytest.mark.parametrize(
+    "mechanism",
+    [
+        "central-fixed",
+        "client-fixed",
+        "local",
+        *(pytest.param(f"{side}-adaptive", marks=pytest.mark.long) for side in ("central", "client")),
+    ],
+)
 def test_privacy_clips_and_adds_noise_that_the_seed_does_not_tell(job: TrainingJob, run, tmp_path: Path, mechanism: str) -> None:
     """With little noise the updates are short, and the same run again gives other parameters."""
     privacy = {"mechanism": mechanism, "clipping_norm": 0.1, "noise_multiplier": 1e-3, "epsilon": 1e5, "delta": 1e-5}

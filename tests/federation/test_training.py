@@ -78,7 +78,7 @@ def test_the_seed_decides(job: TrainingJob, run, tmp_path: Path) -> None:
     assert not same(job.run_dir, tmp_path / "other", 2)
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedavgm"])
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", pytest.param("fedavgm", marks=pytest.mark.long)])
 def test_a_killed_aggregator_resumes_to_the_same_model(job: TrainingJob, run, tmp_path: Path, strategy: str) -> None:
     arguments = {"server_momentum": 0.9} if strategy == "fedavgm" else {}
     changes = {"strategy_name": strategy, "strategy_arguments": arguments, "rounds": 5}
