@@ -382,6 +382,13 @@ def main() -> None:
     except (FlopsError, SpecErrors) as error:
         complain.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
+    except OSError as error:
+        from reconciler.refusals import named
+
+        if (told := named(error)) is None:
+            raise
+        complain.print(str(told), style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -191,6 +191,9 @@ class Doctor:
         path = self.state / "journal.db"
         if not path.exists():
             return Finding("journal", Level.OK, "there is none yet")
+        if not os.access(path, os.R_OK | os.W_OK):
+            cure = "Let the reconciler's user read and write it."
+            return Finding("journal", Level.FAIL, "The journal belongs to another user.", "FL9001", cure)
         cure = "Nothing is lost: the next start puts it aside and observes anew."
         if said := _damage(path):
             return Finding("journal", Level.FAIL, f"The journal is damaged: {said}.", "FL9209", cure)

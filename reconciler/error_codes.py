@@ -76,6 +76,7 @@ CODES: dict[str, str] = {
     "FL2026": "the ML repo is empty",
     "FL2027": "the ML repo cannot be written to the cache",
     "FL2028": "projects is not a folder",
+    "FL2029": "a Git repo that belongs to another user",
     # --- FL3xxx environments
     "FL3001": "not a requirement",
     "FL3002": "a requirement that does not come from the package index",
@@ -287,6 +288,7 @@ CODES: dict[str, str] = {
     "FL9102": "the folder for a fresh GitOps repo is a file",
     "FL9103": "an example project that there is not",
     "FL9006": "there is no status of that project",
+    "FL9007": "a file or folder that cannot be used",
     "FL9010": "the revision of an ML repo is being looked up",
     "FL9011": "the loop was stopped before it could look",
     "FL9012": "the journal cannot be written",

@@ -5,7 +5,6 @@ The result says what the controller should do: nothing, wait for new content (`S
 
 from __future__ import annotations
 
-import errno
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from reconciler.budget import Budget
 from reconciler.errors import ControllerError, FlopsError
 from reconciler.journal import Journal
 from reconciler.plan import ProjectPlan, Stage, Verb
+from reconciler.refusals import refusal
 from reconciler.stages import Work, function_of
 from reconciler.telemetry import Telemetry
 
@@ -133,15 +133,10 @@ def _needs(work: Work, stage: Stage) -> tuple[int, int]:
 def _as_flops_error(raised: Exception, work: Work) -> FlopsError:
     if isinstance(raised, FlopsError):
         return raised
-    if isinstance(raised, OSError) and raised.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return ControllerError(
-            "FL9002",
-            "The disk is full.",
-            cure="Free some space, for instance with `flops stop` and by removing old runs; the work goes on by itself.",
-            transient=True,
-        )
-    work.tell("traceback", "".join(traceback.format_exception(raised)))
-    return unexpected(raised)
+    refused = refusal(raised) if isinstance(raised, OSError) else None
+    if refused is None or refused.code != "FL9002":
+        work.tell("traceback", "".join(traceback.format_exception(raised)))
+    return refused or unexpected(raised)
 
 
 def unexpected(error: BaseException) -> ControllerError:

@@ -39,6 +39,11 @@ _READ = {
 }
 _EVENT = f"SELECT {_READ['events']} FROM events"  # noqa: S608 – our own names
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_OUT_OF_REACH = {
+    sqlite3.SQLITE_AUTH, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY,
+}  # fmt: skip
+"""What says nothing about the file: whoever put a sound journal aside for it would lose its history, and the lease of another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +92,12 @@ class Journal:
         self._path = path
         self.fence: int | None = None
         """The token of the lease under which intents are written; None where there is no lease."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = _open(path)
-        self._inode = path.stat().st_ino
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = _open(path)
+            self._inode = path.stat().st_ino
+        except OSError as error:
+            raise _closed(path, error.strerror or type(error).__name__) from error
 
     def append(
         self,
@@ -245,7 +253,7 @@ class Journal:
     def _failed(self, error: sqlite3.Error) -> ControllerError:
         """What is raised for a write that failed. A file that turns out to be damaged is put aside, so that the next one succeeds:
         with it goes the lease, which whoever had it finds out as he does when the state directory is replaced."""
-        if (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _DAMAGED:
+        if _kind(error) in _DAMAGED:
             with self._lock:
                 self._db.close()
                 self._db = _made_anew(self._path)
@@ -267,7 +275,11 @@ class Journal:
 def _open(path: Path) -> sqlite3.Connection:
     try:
         return _connect(path)
-    except (sqlite3.DatabaseError, UnicodeDecodeError):
+    except sqlite3.DatabaseError as error:
+        if _kind(error) in _OUT_OF_REACH:
+            raise _closed(path, error) from error
+        return _made_anew(path)
+    except UnicodeDecodeError:
         return _made_anew(path)
 
 
@@ -279,8 +291,17 @@ def _made_anew(path: Path) -> sqlite3.Connection:
     try:
         return _connect(path)
     except sqlite3.Error as error:
-        cause = f"The journal {path.name} cannot be opened: {error}."
-        raise ControllerError("FL9001", cause, cure="Check that its directory is writable.") from error
+        raise _closed(path, error) from error
+
+
+def _kind(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; 0 where the module raised by itself."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _closed(path: Path, why: object) -> ControllerError:
+    cause = f"The journal {path.parent.name}/{path.name} cannot be opened: {why}."
+    return ControllerError("FL9001", cause, cure="Let your user read and write the state directory, or name another (`--state`).")
 
 
 def _data(content: Any) -> Mapping[str, Any]:

@@ -12,9 +12,12 @@ import pytest
 from reconciler.engine import cache_directory
 from reconciler.environments import EnvironmentStore
 from reconciler.errors import BuildError
+from reconciler.federation.data import DataCatalog
 from reconciler.scaffold import TEMPLATES
+from reconciler.spec import load_mock_data
 
 FLAVORS = ("pytorch", "keras")
+DIGITS = b"customerID: me\nmock_data_configuration: {dataset_name: digits, number_of_partitions: 2, data_tag: digits}\n"
 
 
 def example(flavor: str) -> Path:
@@ -27,6 +30,13 @@ def stated_accuracy(project: str) -> float:
     found = re.search(r"accuracy with seed 42: \*\*([\d.]+)\*\*", (TEMPLATES / "projects" / project / "README.md").read_text())
     assert found is not None
     return float(found[1])
+
+
+def digits_of_two(root: Path) -> tuple[tuple[Path, ...], Path]:
+    """Two shards of scikit-learn's digits, and what is held out."""
+    catalog = DataCatalog(root)
+    version = catalog.resolve(load_mock_data(DIGITS, "mock_data.yaml"), ["digits"])
+    return tuple(catalog.shards(version, 2, 42, root / "shards")), version.directory / "holdout.arrow"
 
 
 def python_of(repo: Path, flavor: str) -> Path:

@@ -37,6 +37,9 @@ class GitRepo:
             found = command.run(path, "rev-parse", "--absolute-git-dir", "--show-cdup").decode(errors="replace").split("\n")
         except (SourceError, OSError) as error:
             told = error.cause if isinstance(error, SourceError) else str(error)
+            if "dubious ownership" in told:
+                cure = f"Work as its owner, or trust it: `git config --global --add safe.directory {path.resolve()}`."
+                raise SourceError("FL2029", f"{path} belongs to another user, so Git does not read it.", cure=cure) from error
             raise SourceError(
                 "FL2005", f"{path} is no Git repo: {told}", cure="Clone one, or make one with `flops init`."
             ) from error

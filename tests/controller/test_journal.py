@@ -59,6 +59,20 @@ def test_a_damaged_journal_is_put_aside(tmp_path: Path) -> None:
     assert (tmp_path / "journal.damaged").exists()
 
 
+def test_a_journal_that_is_out_of_reach_stays_where_it_is(tmp_path: Path) -> None:
+    """Nothing about it is damaged: put aside, it would have cost its history and the lease of whoever works with it."""
+    (tmp_path / "journal.db").mkdir()
+    with pytest.raises(ControllerError, match=r"FL9001 .*unable to open"):
+        journal(tmp_path)
+    assert [item.name for item in tmp_path.iterdir()] == ["journal.db"]
+
+
+def test_a_state_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ControllerError, match=r"FL9001 .*: File exists"):
+        journal(tmp_path / "file")
+
+
 def test_a_damaged_name_of_a_table_puts_the_journal_aside(tmp_path: Path) -> None:
     book = journal(tmp_path)
     book.append("a", "stage", "before")

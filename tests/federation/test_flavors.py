@@ -16,25 +16,19 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 
 from reconciler.errors import TrainingError
-from reconciler.federation.data import DataCatalog
 from reconciler.federation.training import TrainingEvent, TrainingJob
 from reconciler.runtime_version import mlruntime_dir
-from reconciler.spec import load_mock_data
 from tests.federation.test_training import aggregator_of, parameters, same
-from tests.flavorkit import FLAVORS, example, python_of
+from tests.flavorkit import FLAVORS, digits_of_two, example, python_of
 
 pytestmark = pytest.mark.timeout(900)
 REPOS = Path(__file__).parent / "repos"
-DIGITS = b"customerID: me\nmock_data_configuration: {dataset_name: digits, number_of_partitions: 2, data_tag: digits}\n"
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[Path, ...], Path]:
     """Two shards of scikit-learn's digits, and what is held out."""
-    root = tmp_path_factory.mktemp("digits")
-    catalog = DataCatalog(root)
-    version = catalog.resolve(load_mock_data(DIGITS, "mock_data.yaml"), ["digits"])
-    return tuple(catalog.shards(version, 2, 42, root / "shards")), version.directory / "holdout.arrow"
+    return digits_of_two(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="module")

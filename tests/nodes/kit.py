@@ -33,7 +33,7 @@ from reconciler.nodes.superlink import Access, SuperLink
 from reconciler.spec.training import Cluster
 
 REPO = Path(__file__).parent.parent / "federation" / "repos" / "digits"
-_KEPT = ("PATH", "LANG", "HOME", "TMPDIR", "DOCKER_HOST", "SSL_CERT_FILE")
+_KEPT = ("PATH", "LANG", "HOME", "TMPDIR", "DOCKER_HOST", "SSL_CERT_FILE", "UV_FIND_LINKS")
 LOCK = ("3.11", "numpy==0 # the environment of the tests\n")
 
 
@@ -146,6 +146,10 @@ class Federation:
     lock: tuple[str, str] = LOCK
     cache: Path | None = None
     """Where nodes keep environments and layers; below `root` unless several federations share it."""
+    flavor: str = "sklearn"
+    python: Path = Path(sys.executable)
+    """Of the environment that the lock is said to give."""
+    memory_mb: int = 200
 
     def __post_init__(self) -> None:
         self.folder = self.root / "superlink"
@@ -163,8 +167,8 @@ class Federation:
         environment = self.cache / "environments" / "envs" / digest_of(list(self.lock))[:32]
         (environment / "bin").mkdir(parents=True, exist_ok=True)
         (environment / ".complete").write_text("")
-        # The environment of the tests' lock is the one that the tests run in.
-        (environment / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        # The environment of the tests' lock is the one that the tests run in, unless they say another one.
+        (environment / "bin" / "python").write_text(f'#!/bin/sh\nexec {self.python} "$@"\n')
         (environment / "bin" / "python").chmod(0o755)
 
     def _env(self) -> dict[str, str]:
@@ -250,7 +254,9 @@ class Federation:
         privacy: Mapping[str, Any] | None = None,
     ) -> Callable[[], Relay]:  # fmt: skip
         """The same for another process."""
-        spec = fab.LearnerSpec(digest, "digits", "sklearn", 1, ("blobs",), 200, 1, setup, *self.lock, privacy)
+        spec = fab.LearnerSpec(
+            digest, "digits", self.flavor, 1, ("blobs",), self.memory_mb, 1, setup, *self.lock, privacy
+        )  # fmt: skip
         declared = {name: candidate.cluster for name, candidate in self.candidates.items()}
         found = None if clusters is None else grouped(declared, clusters, self.allowed, "tests")
         candidates = list(self.candidates.values())
@@ -260,7 +266,8 @@ class Federation:
 
     def job(self, nodes: int, **changes: Any) -> TrainingJob:
         numbers = {"min_available": nodes, "min_fit": nodes, "min_evaluate": nodes}
-        return replace(idle_job(self.root), **{**numbers, **changes})
+        kind = {"flavor": self.flavor, "python": self.python, "memory_mb": self.memory_mb}
+        return replace(idle_job(self.root), **{**numbers, **kind, **changes})
 
     def train(
         self, nodes: int, on_event: Callable[[TrainingEvent], None] = lambda _: None, relay: Relay | None = None,
