@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -29,6 +30,8 @@ default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 def podman_engine(root: Path) -> Iterator[DockerEngine]:
     """The engine behind a Podman service of its own."""
     absent = [name for name in ("podman", "runc", "conmon", "catatonit") if shutil.which(name, **_ROOT) is None]
+    if os.geteuid() != 0:
+        pytest.skip("Podman without root is not tried: its containers have other users than the engine's")
     if absent:
         pytest.skip(f"{', '.join(absent)} is not installed (Debian's packages of these names)")
     folder = Path(tempfile.mkdtemp(prefix="flops-podman-", dir="/run"))  # short: paths of sockets end at 108 bytes
