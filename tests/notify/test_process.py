@@ -89,15 +89,20 @@ def test_serve_tells_and_never_says_the_secret(place: Place, forge: Forge) -> No
         process.wait()
         forge.down = None
         process = place.start("serve", "--log", "json")
-        place.until(lambda: forge.of(second, "b") and len(forge.hooks) == 2, process)
+        place.until(lambda: forge.of(second, "b") and len(told(forge)) == 2, process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
-    assert len(forge.of(first)) == len(forge.of(second)) == 1
+    assert len(set(forge.of(first))) == len(set(forge.of(second))) == 1
     assert len(forge.comments) == 1
     assert TOKEN not in place.log.read_text()
+
+
+def told(forge: Forge) -> set[str]:
+    """The transitions that the webhook was told. What was on its way when its sender was killed comes again with the same id."""
+    return {request.headers["x-event-id"] for request in forge.hooks}
 
 
 def test_once_delivers_before_it_ends_and_only_transitions(place: Place, forge: Forge) -> None:
