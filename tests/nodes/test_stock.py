@@ -11,7 +11,7 @@ from tests.nodes.kit import eventually
 from tests.nodes.stock import StockFederation
 
 
-@pytest.fixture(params=[False, True], ids=["open", "with-a-secret"])
+@pytest.fixture(params=[pytest.param(False, marks=pytest.mark.long), True], ids=["open", "with-a-secret"])
 def stock(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[StockFederation]:
     made = StockFederation(tmp_path, with_secret=request.param)
     try:
