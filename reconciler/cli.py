@@ -16,6 +16,7 @@ from rich.console import Console
 from reconciler.commands.options import Format, LogFormat, Output, PlanFormat
 from reconciler.errors import FlopsError, SpecErrors
 from reconciler.redaction import guard_output
+from reconciler.refusals import named
 from reconciler.terminal import open_console
 
 app = typer.Typer(
@@ -379,13 +380,9 @@ def main() -> None:
     guard_output()
     try:
         app()
-    except (FlopsError, SpecErrors) as error:
-        complain.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except OSError as error:
-        from reconciler.refusals import named
-
-        if (told := named(error)) is None:
+    except (FlopsError, SpecErrors, OSError) as error:
+        told = named(error) if isinstance(error, OSError) else error
+        if told is None:
             raise
         complain.print(str(told), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -275,11 +275,9 @@ class Journal:
 def _open(path: Path) -> sqlite3.Connection:
     try:
         return _connect(path)
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         if _kind(error) in _OUT_OF_REACH:
             raise _closed(path, error) from error
-        return _made_anew(path)
-    except UnicodeDecodeError:
         return _made_anew(path)
 
 
@@ -294,8 +292,8 @@ def _made_anew(path: Path) -> sqlite3.Connection:
         raise _closed(path, error) from error
 
 
-def _kind(error: sqlite3.Error) -> int:
-    """SQLite's primary result code; 0 where the module raised by itself."""
+def _kind(error: Exception) -> int:
+    """SQLite's primary result code; 0 where it did not raise."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 

@@ -14,9 +14,14 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
+def disk_is_full(error: OSError) -> bool:
+    """Whether there is no space, or no quota, left."""
+    return error.errno in _FULL
+
+
 def refusal(error: OSError) -> ControllerError | None:
     """For work that is tried again: a full disk (FL9002), or a file that this user may not use (FL9007), without its name."""
-    if error.errno in _FULL:
+    if disk_is_full(error):
         return ControllerError(
             "FL9002",
             "The disk is full.",

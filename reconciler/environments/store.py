@@ -7,7 +7,6 @@ only wheels are installed, and uv runs in an empty folder, so that no configurat
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -28,6 +27,7 @@ from reconciler.environments.model import Declaration, DependencyReport, Environ
 from reconciler.environments.torch_builds import for_cpu, installing
 from reconciler.environments.uv_command import UvFailed, run_uv
 from reconciler.errors import BuildError, Where
+from reconciler.refusals import disk_is_full
 
 RUNTIME: tuple[str, ...] = (
     "flwr>=1.20",  # the learners speak Flower's messages
@@ -153,7 +153,7 @@ class EnvironmentStore:
         except UvFailed as failed:
             raise _build_error(failed.said) from failed
         except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            if disk_is_full(error):
                 raise _disk_full() from error
             raise
         finally:

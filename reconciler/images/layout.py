@@ -7,7 +7,6 @@ Invariants: a blob is complete or it is not there (written aside, hashed, rename
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import tempfile
@@ -21,6 +20,7 @@ from filelock import FileLock
 
 from reconciler.errors import ImageError
 from reconciler.images.model import INDEX, INDEXES, MANIFESTS, Descriptor, checked_digest
+from reconciler.refusals import disk_is_full
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 SUBJECT: Final = "dev.flops.subject"
@@ -347,7 +347,7 @@ class Layout:
 
 def disk_error(error: OSError) -> ImageError:
     """The error for an image store that cannot be written."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if disk_is_full(error):
         return ImageError(
             "FL6105", "The disk is full; no image was made.", cure="Free some space, for instance with `flops gc`.", transient=True
         )

@@ -6,7 +6,6 @@ all.
 
 from __future__ import annotations
 
-import errno
 import re
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from filelock import FileLock
 
 from reconciler.digests import digest_of
 from reconciler.errors import SourceError, Where
+from reconciler.refusals import disk_is_full
 from reconciler.source import command
 from reconciler.source.git import GitRepo
 from reconciler.source.snapshot import Snapshot, TreeEntry, list_tree, problem_of, read_blobs, shown
@@ -230,7 +230,7 @@ def _fetch_error(done: command.Completed, wanted: str, unfinished: int) -> Sourc
 
 
 def _disk_error(error: OSError) -> SourceError:
-    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    full = disk_is_full(error)
     cause = "The disk is full." if full else f"The ML repo cannot be written: {error.strerror}."
     return SourceError("FL2027", cause, cure="Make space in the cache." if full else "Check the cache folder.", transient=full)
 

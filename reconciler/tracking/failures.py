@@ -5,10 +5,10 @@ No address is shown with its credentials, wherever in a message it stands.
 
 from __future__ import annotations
 
-import errno
 import re
 
 from reconciler.errors import TrackingError
+from reconciler.refusals import disk_is_full
 
 AGAIN = "It is asked again; nothing is lost."
 _FULL = re.compile(r"disk is full|no space left|quota exceeded", re.IGNORECASE)
@@ -50,7 +50,7 @@ def translated(error: Exception, uri: str) -> TrackingError:
         return error
     response = getattr(error, "response", None)
     text = str(error)
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if isinstance(error, OSError) and disk_is_full(error):
         return disk_full(str(error.filename or uri))
     if response is not None:
         return answered(uri, int(response.status_code), text, code="FL6003")

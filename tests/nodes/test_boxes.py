@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from docker.models.containers import Container
 
@@ -19,9 +18,10 @@ from reconciler.nodes import keys
 from reconciler.runtimes.docker_engine import OWNER, PIDS_LIMIT, DockerEngine, owner_of
 from tests.dockerkit import Cable, open_engine
 from tests.engine import BASE
+from tests.federation.test_training import same
 from tests.nodes.boxkit import own_lock
 from tests.nodes.kit import Federation, Process, Seen, eventually, slow
-from tests.nodes.test_federation import after_round, parameters
+from tests.nodes.test_federation import after_round
 from tests.podmankit import podman_engine
 
 DOCKER = ("--runtime", "docker")
@@ -86,8 +86,7 @@ def test_containers_of_nodes_learn_what_processes_learn(boxed: Federation, engin
     for name in ("a", "b"):
         again_as(boxed.nodes[name])
     boxed.train(2, relay=boxed.relay("ef" * 32), run_dir=boxed.root / "again", digest="ef" * 32)
-    pairs = zip(parameters(boxed.root / "run", 3), parameters(boxed.root / "again", 3), strict=True)
-    assert all(np.array_equal(one, other) for one, other in pairs)
+    assert same(boxed.root / "run", boxed.root / "again", 3)
 
 
 def failing(boxed: Federation, repo: Path, code: str, digest: str) -> TrainingError:

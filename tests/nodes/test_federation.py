@@ -9,19 +9,14 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from reconciler.errors import TrainingError
 from reconciler.federation.training import TrainingEvent
 from reconciler.nodes.superlink_server import FleetOnly
+from tests.federation.test_training import same
 from tests.nodes.kit import Federation, Seen, eventually, slow
-
-
-def parameters(run_dir: Path, number: int) -> list[np.ndarray]:
-    with np.load(run_dir / "rounds" / f"{number:04d}.npz") as archive:
-        return [archive[name] for name in archive.files]
 
 
 def after_round(number: int, act: Callable[[], object]) -> Callable[[TrainingEvent], None]:
@@ -48,8 +43,7 @@ def test_two_nodes_train_a_model_and_again_the_same(federation: Federation) -> N
 
     again = federation.root / "again"
     federation.train(2, relay=federation.relay("ef" * 32), run_dir=again, digest="ef" * 32)
-    pairs = zip(parameters(federation.root / "run", 3), parameters(again, 3), strict=True)
-    assert all(np.array_equal(one, other) for one, other in pairs), "the seed decides, not the ids that Flower gives to nodes"
+    assert same(federation.root / "run", again, 3), "the seed decides, not the ids that Flower gives to nodes"
 
 
 def test_a_node_with_an_unknown_key_is_refused_and_written_down(federation: Federation) -> None:

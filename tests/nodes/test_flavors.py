@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from reconciler.engine import cache_directory
 from reconciler.environments import EnvironmentStore
 from reconciler.nodes.data import NodeData
 from tests.dockerkit import open_engine
+from tests.federation.test_training import same
 from tests.flavorkit import FLAVORS, digits_of_two, example, python_of
 from tests.nodes.kit import Federation
 from tests.nodes.test_boxes import DOCKER, again_as
-from tests.nodes.test_federation import parameters
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
@@ -41,7 +40,6 @@ def test_an_example_learns_in_containers_what_it_learns_in_processes(tmp_path: P
         digest = "ef" * 32
         relay = nodes.relay(digest, repo, 600.0)
         nodes.train(2, relay=relay, repo_dir=repo, round_timeout=300.0, run_dir=tmp_path / "again", digest=digest)
-        pairs = zip(parameters(tmp_path / "run", 3), parameters(tmp_path / "again", 3), strict=True)
-        assert all(np.array_equal(one, other) for one, other in pairs)
+        assert same(tmp_path / "run", tmp_path / "again", 3)
     finally:
         nodes.stop()

@@ -18,12 +18,12 @@ import orjson
 from filelock import FileLock, Timeout
 
 from reconciler.errors import DataError
+from reconciler.refusals import disk_is_full
 
 WAIT_SECONDS = 900
 """How long another process may take to make the same dataset."""
 
 _LIST = ".complete"
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def sha256(path: Path) -> str:
 
 def is_full(error: OSError) -> bool:
     """Whether there is no space (or quota, or permitted file size) left."""
-    return error.errno in _FULL
+    return error.errno == errno.EFBIG or disk_is_full(error)
 
 
 def _same(path: Path, size: int, mtime: int, content: str) -> bool:
